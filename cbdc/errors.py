@@ -1,0 +1,69 @@
+"""Exceptions and warnings. Every message says what was wrong, where, what was got, what is allowed, and the fix."""
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "CBDCError",
+    "CalibrationSizeWarning",
+    "DatasetError",
+    "ImageError",
+    "LeakageError",
+    "MissingDependencyError",
+    "MissingWeightsError",
+    "ModelFileError",
+    "require",
+]
+
+
+class CBDCError(Exception):
+    """Base of every error that a user can mend; the command line prints it as one sentence, without a traceback."""
+
+
+class ImageError(CBDCError, ValueError):
+    """An image that cannot be used. The message is the reason printed in a refused row."""
+
+
+class DatasetError(CBDCError, ValueError):
+    """A manifest or folder that cannot be read as a data set."""
+
+
+class LeakageError(DatasetError):
+    """One patient, lesion or photograph on two sides of a split."""
+
+
+class MissingWeightsError(CBDCError, FileNotFoundError):
+    """Network weights that are not on this machine; the message says how to get them."""
+
+
+class ModelFileError(CBDCError, ValueError):
+    """A model file that is truncated, tampered with, newer than this library, or of another kind."""
+
+
+class MissingDependencyError(CBDCError, ImportError):
+    """An optional package that is not installed; the message holds the install line."""
+
+
+class CalibrationSizeWarning(UserWarning):
+    """Too few calibration cases for a finite threshold: the prediction set holds every label there."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or say which extra brings it.
+
+    Parameters
+    ----------
+    module : str
+        Dotted name of the module, for example ``"timm"``.
+    extra : str
+        The extra of this project that installs it.
+
+    Raises
+    ------
+    MissingDependencyError
+        If the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(f"{module} is not installed. Fix: pip install 'cbdc[{extra}]'.") from error
