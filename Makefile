@@ -1,0 +1,45 @@
+# `make demo` and `make test` each set up all that they need in .venv, and re-use it the next time.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint docs benchmarks clean help
+
+help:
+	@echo "make demo        train, calibrate, evaluate and explain on made lesions; opens with demo/report.html"
+	@echo "make test        the quick tests, ruff, mypy and the docs' examples"
+	@echo "make test-all    the slow tests too (and the real-data ones where CBDC_DATA is set)"
+	@echo "make benchmarks  cbdc beside its peers, in one run"
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "cbdc needs Python 3.11 or newer, this is " + sys.version + "; give another one with make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -e '.[test]'
+	@$(PY) -c 'import torchvision; torchvision.ops.nms' || { echo "torch and torchvision do not fit each other; remove $(VENV) and run again"; exit 1; }
+	@touch $@
+
+demo: $(STAMP)
+	$(PY) -m cbdc demo --out demo
+
+test: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -n 2 -m "not slow" tests cbdc --doctest-modules
+
+test-all: $(STAMP)
+	$(PY) -m pytest -q tests cbdc --doctest-modules
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+benchmarks: $(STAMP)
+	$(PY) -m pip install --quiet -e '.[benchmark]'
+	$(PY) benchmarks/conformal.py
+	$(PY) benchmarks/embed.py
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
