@@ -1,0 +1,5 @@
+"""Manifests of lesion images: the public data sets' layouts, splits by patient or lesion, leakage checks."""
+
+from .dataset import LesionDataset
+
+__all__ = ["LesionDataset"]
