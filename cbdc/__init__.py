@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CBDCClassifier": "classifier",
     "ConformalClassifier": "conformal",
-    "Diagnosis": "classifier",
+    "Diagnosis": "diagnosis",
     "ImageEmbedder": "backbones",
     "LaplaceHead": "heads",
     "LesionDataset": "datasets",

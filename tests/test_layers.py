@@ -20,6 +20,7 @@ FLOORS = {
     "conformal": 2,
     "topology": 2,
     "bounds": 2,
+    "diagnosis": 3,
     "phantom": 3,
     "plots": 3,
     "fairness": 3,

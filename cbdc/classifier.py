@@ -1,0 +1,526 @@
+"""`CBDCClassifier`: images to calibrated prediction sets. Glue; no algorithm here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from . import __version__
+from .backbones import ImageEmbedder
+from .conformal import ConformalClassifier
+from .datasets import LesionDataset, check_leakage
+from .diagnosis import Diagnosis
+from .errors import DatasetError, ImageError, ModelFileError
+from .heads import HEADS, make_head
+from .images import LesionImage, image_name, read_images
+from .modelfile import read_modelfile, write_modelfile
+from .quality import assess_quality
+from .taxonomy import Taxonomy
+
+__all__ = ["CBDCClassifier"]
+
+_DIAGNOSE_BATCH = 64  # images held decoded at once
+
+
+class CBDCClassifier(ClassifierMixin, BaseEstimator):
+    """Conformal Bayesian dermatological classifier: lesion images to calibrated sets of diagnoses.
+
+    A frozen network embeds the images, a Bayesian head gives the posterior predictive, and split-conformal
+    calibration turns it into prediction sets that contain the true diagnosis with a chosen probability.
+
+    Parameters
+    ----------
+    backbone : str, default="efficientnet_lite0"
+        Name of the network, see `cbdc.backbones.list_backbones`.
+    head : {"laplace"} or classifier, default="laplace"
+        Bayesian head over the embeddings. A scikit-learn classifier is cloned and used; only named heads can be saved.
+    weights : str, default="default"
+        Weights of the network: ``"default"``, a file, or ``"random"``.
+    score : {"lac", "aps"}, default="lac"
+        Conformity score, see `ConformalClassifier`.
+    condition_on : {None, "class", "group", "class_and_group"}, default="class"
+        For whom the guarantee holds. ``"class"`` keeps rare diagnoses covered; None only the average over all images.
+    group_by : str or None, default=None
+        Column of the data set's frame that holds the groups, for example ``"skin_type"``; needed by the group-wise
+        conditions.
+    confidence_level : float, default=0.9
+        Level of the sets; another one may be asked of each prediction.
+    cache_dir : str, Path or None, default=None
+        Folder that keeps embeddings between runs.
+    engine : {"auto", "onnx", "torch"}, default="auto"
+        What runs the network.
+    n_jobs : int or None, default=None
+        Threads that decode images; None takes one a core.
+    verbose : bool, default=False
+        Show a progress bar.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the head, the draw of one image a lesion, and the scores that are randomised.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    embedder_ : ImageEmbedder
+    head_ : classifier
+    conformal_ : ConformalClassifier
+        After `conformalize`.
+    taxonomy_ : Taxonomy or None
+        Of the training data set: full names and malignancy of the classes.
+    provenance_ : dict
+        What the model was fitted and calibrated on: names, counts and fingerprints, no identifiers.
+
+    See Also
+    --------
+    cbdc.ConformalClassifier : The guarantee alone, over any classifier.
+
+    Notes
+    -----
+    **Guarantee.** Assumption: the calibration units (patients or lesions, one image drawn from each) and the new one
+    are exchangeable, and none was used in `fit`. Statement: for ``condition_on="class"``, P(y in set | y = c) >=
+    confidence_level for each class c, over the draw of both; for None only on average over classes. What breaks it:
+    another camera, clinic, prevalence (None) or kind of lesion; calibrating on images of lesions that were trained on;
+    choosing the level after looking at the sets.
+
+    References
+    ----------
+    Vovk, Gammerman, Shafer, *Algorithmic Learning in a Random World*, 2005. Angelopoulos and Bates, arXiv:2107.07511.
+
+    Examples
+    --------
+    >>> from cbdc import CBDCClassifier, make_lesions
+    >>> lesions = make_lesions(240, image_size=96, random_state=0)
+    >>> train, calibration, test = lesions.split(random_state=0)
+    >>> clf = CBDCClassifier(confidence_level=0.8, condition_on=None, random_state=0)
+    >>> sets = clf.fit(train).conformalize(calibration).predict_set(test.images)
+    >>> sets.shape == (len(test), 7)
+    True
+    """
+
+    def __init__(
+        self,
+        backbone: str = "efficientnet_lite0",
+        head: str | ClassifierMixin = "laplace",
+        *,
+        weights: str = "default",
+        score: str = "lac",
+        condition_on: str | None = "class",
+        group_by: str | None = None,
+        confidence_level: float = 0.9,
+        cache_dir: str | Path | None = None,
+        engine: str = "auto",
+        n_jobs: int | None = None,
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.weights = weights
+        self.score = score
+        self.condition_on = condition_on
+        self.group_by = group_by
+        self.confidence_level = confidence_level
+        self.cache_dir = cache_dir
+        self.engine = engine
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        return tags
+
+    def fit(self, X: Any, y: Any = None) -> "CBDCClassifier":
+        """Embed the images and fit the head; the network stays as it is.
+
+        Parameters
+        ----------
+        X : LesionDataset, or sequence of n images
+            Paths, encoded bytes or uint8 arrays (H, W, 3).
+        y : array-like of shape (n,), optional
+            Labels; a data set brings its own.
+
+        Returns
+        -------
+        CBDCClassifier
+            Itself.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be used; the message lists them.
+        """
+        images, labels = _images_and_labels(X, y)
+        self.embedder_ = self._make_embedder().fit(images)
+        self.head_ = (
+            make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
+        )
+        self.head_.fit(self.embedder_.transform(images), labels)
+        self.classes_ = self.head_.classes_
+        self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
+        self.provenance_ = {"training": _provenance(X, labels)}
+        self._trained_on = X if isinstance(X, LesionDataset) else None
+        self.__dict__.pop("conformal_", None)  # thresholds of an earlier fit are worth nothing now
+        return self
+
+    def conformalize(self, X: Any, y: Any = None, *, groups: Any = None, unit: str | None = None) -> "CBDCClassifier":
+        """Calibrate the prediction sets on data that `fit` never saw.
+
+        Parameters
+        ----------
+        X : LesionDataset, or sequence of n images
+        y : array-like of shape (n,), optional
+            Labels; a data set brings its own.
+        groups : array-like of shape (n,), optional
+            Group of each image, for the group-wise conditions; a data set brings the column `group_by`.
+        unit : {"patient", "lesion", "image"}, optional
+            One image is drawn at random from each unit, since images of one lesion are not exchangeable. Default: the
+            coarsest unit that the data set knows.
+
+        Returns
+        -------
+        CBDCClassifier
+            Itself.
+
+        Raises
+        ------
+        LeakageError
+            If a patient, lesion or photograph was trained on.
+        DatasetError
+            If a model of real images is calibrated on made ones.
+        ImageError
+            If an image cannot be used.
+        """
+        check_is_fitted(self, "head_")
+        provenance = _provenance(X, y)
+        if isinstance(X, LesionDataset):
+            if self._trained_on is not None:
+                check_leakage(self._trained_on, X)
+            if X.synthetic and not self.provenance_["training"].get("synthetic"):
+                raise DatasetError(
+                    f"calibration data {X.name!r}: made images, but the model was fitted on real ones; their "
+                    "thresholds would guarantee nothing for patients. Calibrate on real images."
+                )
+            unit = unit or X.unit
+            X = X.one_per(unit, random_state=self.random_state)
+            provenance |= {"unit": unit, "n_units": len(X)}
+        elif unit not in (None, "image"):
+            raise ValueError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
+        images, labels = _images_and_labels(X, y)
+        conformal = ConformalClassifier(
+            self.head_,
+            score=self.score,
+            condition_on=self.condition_on,
+            confidence_level=self.confidence_level,
+            prefit=True,
+            random_state=self.random_state,
+        )
+        embeddings = self.embedder_.transform(images)
+        self.conformal_ = conformal.fit(embeddings, labels).conformalize(
+            embeddings, labels, groups=self._groups(X, groups)
+        )
+        self.provenance_["calibration"] = provenance
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Posterior predictive probabilities, float (n, n_classes), columns in the order of `classes_`.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be used; `diagnose` gives such an image a refused row instead.
+        """
+        check_is_fitted(self, "head_")
+        return self.head_.predict_proba(self._embed(X))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each image, (n,)."""
+        return self.classes_[np.argmax(self.predict_proba(X), axis=1)]
+
+    def predict_set(self, X: Any, confidence_level: float | None = None, groups: Any = None) -> np.ndarray:
+        """Prediction sets, bool (n, n_classes), columns in the order of `classes_`.
+
+        Parameters
+        ----------
+        X : LesionDataset, or sequence of n images
+        confidence_level : float, optional
+            Default: that of the constructor.
+        groups : array-like of shape (n,), optional
+            Group of each image, for the group-wise conditions.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be used; `diagnose` gives such an image a refused row instead.
+        """
+        self._check_conformalized()
+        return self.conformal_.predict_set(self._embed(X), confidence_level, groups=self._groups(X, groups))
+
+    def diagnose(
+        self, X: Any, confidence_level: float | None = None, groups: Any = None
+    ) -> Diagnosis | list[Diagnosis]:
+        """Everything that can be said of each image; one that cannot be read becomes a refused row, in its place.
+
+        Parameters
+        ----------
+        X : LesionDataset, one image, or sequence of n images
+            Path, encoded bytes or uint8 array (H, W, 3).
+        confidence_level : float, optional
+            Default: that of the constructor.
+        groups : array-like of shape (n,), optional
+            Group of each image (one value for one image), for the group-wise conditions.
+
+        Returns
+        -------
+        Diagnosis or list of Diagnosis
+            One for one image, otherwise a list in the order of the images.
+        """
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        single = isinstance(X, str | Path | bytes | LesionImage) or (isinstance(X, np.ndarray) and X.ndim == 3)
+        images = [X] if single else list(X.images if isinstance(X, LesionDataset) else X)
+        groups = self._groups(X, [groups] if single and groups is not None else groups)
+        if groups is not None and len(groups) != len(images):
+            raise ValueError(f"groups: got {len(groups)} for {len(images)} images; give one for each image.")
+        rows: list[Diagnosis] = []
+        for start in range(0, len(images), _DIAGNOSE_BATCH):
+            batch = slice(start, start + _DIAGNOSE_BATCH)
+            rows += self._diagnose_batch(images[batch], start, level, None if groups is None else groups[batch])
+        return rows[0] if single else rows
+
+    def _diagnose_batch(self, sources: Sequence, start: int, level: float, groups: Any) -> list[Diagnosis]:
+        names = [image_name(source, start + i) for i, source in enumerate(sources)]
+        decoded = read_images(sources, n_jobs=self.n_jobs)
+        rows = [
+            Diagnosis(name, "refused", reason=str(item)) if isinstance(item, ImageError) else None
+            for name, item in zip(names, decoded, strict=True)
+        ]
+        good = [i for i, item in enumerate(decoded) if isinstance(item, LesionImage)]
+        if not good:
+            return [row for row in rows if row is not None]
+        embeddings = self.embedder_.transform([decoded[i] for i in good])
+        groups = None if groups is None else np.asarray(groups)[good]
+        probabilities = self.head_.predict_proba(embeddings)
+        entropy, information = _uncertainty(self.head_, embeddings, probabilities)
+        sets = self.conformal_.predict_set(embeddings, level, groups=groups)
+        p_values = self.conformal_.p_values(embeddings, groups=groups)
+        guarantee = str(self.conformal_.guarantee(level))
+        labels = [str(label) for label in self.classes_]
+        for j, i in enumerate(good):
+            order = np.argsort(-probabilities[j], kind="stable")
+            quality = assess_quality(decoded[i].pixels)
+            rows[i] = Diagnosis(
+                names[i],
+                "ok",
+                sha256=decoded[i].sha256,
+                prediction_set=tuple(labels[k] for k in order if sets[j, k]),
+                probabilities=dict(zip(labels, probabilities[j].tolist(), strict=True)),
+                p_values=dict(zip(labels, p_values[j].tolist(), strict=True)),
+                entropy=float(entropy[j]),
+                mutual_information=float(information[j]),
+                confidence_level=level,
+                quality=quality.verdict,
+                quality_reasons=quality.reasons,
+                guarantee=guarantee,
+                names=self._names(),
+            )
+        return [row for row in rows if row is not None]
+
+    def save(self, path: str | Path, *, notes: dict[str, Any] | None = None) -> Path:
+        """Write the model to one file: head, thresholds, provenance and a golden prediction; no image, no pickle.
+
+        The network's weights are named by their sha256, not copied.
+
+        Parameters
+        ----------
+        path : str or Path
+        notes : dict, optional
+            JSON-able; comes back as `notes_`.
+
+        Raises
+        ------
+        ModelFileError
+            If the head is not one of the named heads, or the file cannot be written.
+        """
+        self._check_conformalized()
+        kind = next((name for name, head in HEADS.items() if type(self.head_) is head), None)
+        if kind is None:
+            raise ModelFileError(
+                f"head {type(self.head_).__name__}: only {', '.join(sorted(HEADS))} can be saved, since an arbitrary "
+                "estimator would need a pickle."
+            )
+        head_arrays, head_document = self.head_.get_state()
+        conformal_arrays, conformal_document = self.conformal_.get_state()
+        golden = self.embedder_.transform([_golden_image()])
+        arrays = {f"head.{name}": array for name, array in head_arrays.items()}
+        arrays |= {f"conformal.{name}": array for name, array in conformal_arrays.items()}
+        arrays |= {"golden.embedding": golden, **self._golden_prediction(golden)}
+        parameters = self.get_params(deep=False) | {"head": kind}
+        for name in ("cache_dir", "engine", "n_jobs", "verbose"):  # of the machine, not of the model
+            del parameters[name]
+        if not isinstance(parameters["random_state"], int | None):
+            parameters["random_state"] = None
+        document = {
+            "cbdc_version": __version__,
+            "parameters": parameters,
+            "head": head_document,
+            "conformal": conformal_document,
+            "embedder_fingerprint": self.embedder_.fingerprint_,
+            "taxonomy": self.taxonomy_.to_dict() if self.taxonomy_ is not None else None,
+            "provenance": self.provenance_,
+            "notes": notes or {},
+        }
+        return write_modelfile(path, arrays, document)
+
+    @classmethod
+    def load(cls, path: str | Path, **parameters: Any) -> "CBDCClassifier":
+        """Read a model file, find its network on this machine, and replay the golden prediction.
+
+        Parameters
+        ----------
+        path : str or Path
+        **parameters
+            Of this machine: `cache_dir`, `engine`, `n_jobs`, `verbose`, `weights` (a file's place).
+
+        Raises
+        ------
+        ModelFileError
+            If the file is not whole, or this machine does not repeat the prediction that was saved with it.
+        MissingWeightsError
+            If the network's weights are not here.
+        """
+        arrays, document = read_modelfile(path)
+        name = Path(path).name
+        allowed = {"cache_dir", "engine", "n_jobs", "verbose", "weights"}
+        if unknown := set(parameters) - allowed:
+            raise TypeError(
+                f"{', '.join(sorted(unknown))}: part of the model; only {', '.join(sorted(allowed))} may be given."
+            )
+        try:
+            clf = cls(**(document["parameters"] | parameters))
+            clf.head_ = HEADS[clf.head].from_state(_part(arrays, "head."), document["head"])
+            clf.classes_ = clf.head_.classes_
+            clf.conformal_ = ConformalClassifier.from_state(
+                _part(arrays, "conformal."), document["conformal"], estimator=clf.head_
+            )
+            taxonomy = document["taxonomy"]
+            clf.taxonomy_ = Taxonomy.from_dict(taxonomy) if taxonomy is not None else None
+            clf.provenance_, clf.notes_ = document["provenance"], document["notes"]
+            golden, fingerprint = arrays["golden.embedding"], document["embedder_fingerprint"]
+        except (KeyError, TypeError) as error:
+            raise ModelFileError(f"{name}: a part is missing or of another kind ({error}). Fit again.") from error
+        clf._trained_on = None
+        clf.embedder_ = clf._make_embedder().fit([_golden_image()])
+        if clf.embedder_.fingerprint_ != fingerprint:
+            raise ModelFileError(
+                f"{name}: fitted on other weights or preprocessing of {clf.backbone} than this machine has. Fix: give "
+                "the same weights file with weights=, or fit again."
+            )
+        clf._replay(name, arrays, golden)
+        return clf
+
+    def _replay(self, name: str, arrays: dict[str, np.ndarray], golden: np.ndarray) -> None:
+        """Raise unless this machine repeats the saved embedding, probabilities and set of the golden image."""
+        here = self.embedder_.transform([_golden_image()])
+        if not np.allclose(here, golden, rtol=1e-3, atol=1e-3 * np.abs(golden).max()):
+            raise ModelFileError(
+                f"{name}: this machine embeds the golden image differently (by {np.abs(here - golden).max():.2g}); its "
+                "predictions would not be the calibrated ones. Fix: try engine='torch', or fit again."
+            )
+        for key, value in self._golden_prediction(golden).items():
+            if not np.allclose(value, arrays[key], rtol=1e-5, atol=1e-7):
+                raise ModelFileError(f"{name}: {key} is not repeated by this version of the library. Fit again.")
+
+    def _golden_prediction(self, embedding: np.ndarray) -> dict[str, np.ndarray]:
+        return {"golden.probabilities": self.head_.predict_proba(embedding)}
+
+    def _make_embedder(self) -> ImageEmbedder:
+        return ImageEmbedder(
+            self.backbone,
+            weights=self.weights,
+            cache_dir=self.cache_dir,
+            engine=self.engine,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
+        )
+
+    def _embed(self, X: Any) -> np.ndarray:
+        return self.embedder_.transform(X.images if isinstance(X, LesionDataset) else X)
+
+    def _groups(self, X: Any, groups: Any) -> np.ndarray | None:
+        """The groups given, or the data set's column `group_by`; None where the condition needs none."""
+        if self.condition_on not in ("group", "class_and_group"):
+            return None
+        if groups is None and isinstance(X, LesionDataset) and self.group_by is not None:
+            if self.group_by not in X.frame.columns:
+                raise DatasetError(
+                    f"group_by={self.group_by!r}: data set {X.name!r} has no such column; it has "
+                    f"{', '.join(X.frame.columns)}."
+                )
+            groups = X.frame[self.group_by]
+        return None if groups is None else np.asarray(groups)
+
+    def _names(self) -> dict[str, str]:
+        labels = [str(label) for label in self.classes_]
+        if self.taxonomy_ is None:
+            return dict(zip(labels, labels, strict=True))
+        return {label: self.taxonomy_.describe(label) for label in labels}
+
+    def _check_conformalized(self) -> None:
+        check_is_fitted(self, "head_")
+        if not hasattr(self, "conformal_"):
+            raise AttributeError(
+                "This CBDCClassifier is fitted but not calibrated: call conformalize(calibration) with data that fit "
+                "never saw."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return state | {"_trained_on": None} if "_trained_on" in state else state  # identifiers stay out of copies
+
+
+def _images_and_labels(X: Any, y: Any) -> tuple[Any, np.ndarray]:
+    if isinstance(X, LesionDataset):
+        return X.images, X.labels
+    if y is None:
+        raise ValueError("y is missing: give the labels, or a LesionDataset, which brings its own.")
+    if len(X) != len(y):
+        raise ValueError(f"got {len(X)} images and {len(y)} labels; give one label for each image.")
+    return X, np.asarray(y)
+
+
+def _provenance(X: Any, labels: Any) -> dict[str, Any]:
+    """Counts and fingerprint of a data set; no identifiers."""
+    if not isinstance(X, LesionDataset):
+        return {"n_images": len(X)}
+    names, counts = np.unique(X.labels, return_counts=True)
+    return {
+        "dataset": X.name,
+        "fingerprint": X.fingerprint,
+        "synthetic": X.synthetic,
+        "n_images": len(X),
+        "n_by_class": {str(name): int(count) for name, count in zip(names, counts, strict=True)},
+    }
+
+
+def _uncertainty(head: Any, embeddings: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictive entropy and mutual information in nats; the latter NaN for a head without a posterior."""
+    if hasattr(head, "mutual_information"):
+        return head.predictive_entropy(embeddings), head.mutual_information(embeddings)
+    safe = np.where(probabilities > 0, probabilities, 1.0)
+    return -(safe * np.log(safe)).sum(axis=1), np.full(len(probabilities), np.nan)
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _golden_image() -> np.ndarray:
+    """A fixed picture made of integers: the same bytes on every machine."""
+    y, x = np.mgrid[0:224, 0:224]
+    disc = ((x - 118) ** 2 + (y - 104) ** 2 < 60**2) * 90
+    return np.stack(
+        [225 - disc - (x // 9) % 7, 180 - disc - (y // 7) % 9, 160 - disc - (x * y // 99) % 11], axis=-1
+    ).astype(np.uint8)

@@ -1,0 +1,353 @@
+"""The command `cbdc`: parse, call, print."""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import CBDCError, DatasetError
+
+if TYPE_CHECKING:  # torch costs seconds at import; each command imports what it needs
+    from .classifier import CBDCClassifier
+    from .datasets import LesionDataset
+    from .diagnosis import Diagnosis
+
+__all__ = ["main"]
+
+_SOME_REFUSED = 3  # exit code
+_EPILOG = """\
+exit codes: 0 done, 1 something in your data or arguments to mend (said in one sentence), 2 wrong usage,
+3 done, but some images were refused (each has its row and reason)
+
+start here:
+  cbdc demo --out demo                                          made lesions, no data needed; look at demo/report.html
+  cbdc fit ham10000 --root DIR --out ham.cbdc                   fit and calibrate on your data
+  cbdc evaluate ham.cbdc ham10000 --root DIR --out evaluation   its test part: metrics.json and report.html
+  cbdc predict ham.cbdc photos/ --out rows.csv                  one row an image
+
+Research software for decision support; not a cleared medical device.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except CBDCError as error:
+        print(f"cbdc: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("cbdc: interrupted; embeddings kept with --cache are not lost", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cbdc",
+        description="Skin lesion images to calibrated prediction sets.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cbdc {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, summary: str, description: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {description}".strip(),
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        sub.set_defaults(command=function)
+        return sub
+
+    demo = command(
+        "demo", _demo, "train, calibrate, evaluate and explain on made lesions", "Needs no data and no network."
+    )
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
+    demo.add_argument("--n", type=int, default=2000, help="number of made lesions")
+    demo.add_argument("--seed", type=int, default=0, help="seed of everything random")
+
+    datasets = command("datasets", _datasets, "list the data sets that can be read, or describe one that you have")
+    datasets.add_argument("dataset", nargs="?", help="name, to describe the one in --root")
+    datasets.add_argument("--root", type=Path, help="its folder")
+
+    embed = command(
+        "embed", _embed, "images to embeddings", "Writes a .npz with the arrays embeddings, image, label; no pickle."
+    )
+    _add_dataset(embed)
+    embed.add_argument("--out", type=Path, required=True, help=".npz file to write")
+    _add_backbone(embed)
+    _add_machine(embed)
+
+    fit = command(
+        "fit",
+        _fit,
+        "fit and calibrate a model",
+        "Splits by patient or lesion into training, calibration and test; the test part is left for evaluate.",
+    )
+    _add_dataset(fit)
+    fit.add_argument("--out", type=Path, required=True, help="model file to write, for example ham.cbdc")
+    _add_backbone(fit)
+    fit.add_argument("--head", default="laplace", help="Bayesian head")
+    fit.add_argument("--score", default="lac", choices=["lac", "aps"], help="conformity score")
+    fit.add_argument(
+        "--condition-on",
+        default="class",
+        choices=["none", "class", "group", "class_and_group"],
+        help="whom the guarantee holds for",
+    )
+    fit.add_argument("--group-by", help="column with the groups, for example skin_type")
+    fit.add_argument("--confidence-level", type=float, default=0.9, help="level of the sets; any may be asked later")
+    fit.add_argument(
+        "--by", choices=["patient", "lesion", "image"], help="unit of the split (default: the coarsest known)"
+    )
+    fit.add_argument("--sizes", type=float, nargs=3, default=[0.6, 0.2, 0.2], help="training, calibration, test")
+    fit.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    _add_machine(fit)
+
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "evaluate a model: metrics.json and report.html",
+        "On the data set of the fit, its test part; on another one, all of it.",
+    )
+    evaluate.add_argument("model", type=Path, help="model file of cbdc fit")
+    _add_dataset(evaluate)
+    evaluate.add_argument("--out", type=Path, required=True, help="folder to write to")
+    evaluate.add_argument("--confidence-level", type=float, help="level of the sets (default: the model's)")
+    _add_machine(evaluate)
+
+    predict = command(
+        "predict",
+        _predict,
+        "prediction sets for images: one row an image",
+        "Without --out the diagnoses are printed. An image that cannot be read gets a refused row with the reason.",
+    )
+    _add_images(predict)
+    predict.add_argument("--out", type=Path, help="rows to write: .csv or .jsonl")
+
+    report = command("report", _report, "a page that explains the prediction set of each image")
+    _add_images(report)
+    report.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    return parser
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dataset", help="name of a data set (see cbdc datasets), or folder, or csv")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the data set")
+
+
+def _add_backbone(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", default="efficientnet_lite0", help="network")
+    parser.add_argument("--weights", default="default", help="its weights: default, a file, or random")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="model file of cbdc fit")
+    parser.add_argument("images", type=Path, nargs="+", help="images, or folders of them")
+    parser.add_argument("--confidence-level", type=float, help="level of the sets (default: the model's)")
+    parser.add_argument("--group", help="group of these images, for a model with group-wise guarantees")
+    _add_machine(parser)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings between runs")
+    parser.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="what runs the network")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _machine(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"cache_dir": arguments.cache, "engine": arguments.engine, "verbose": not arguments.quiet}
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from .classifier import CBDCClassifier
+    from .images import write_image
+    from .phantom import make_lesions
+    from .report import case_report, evaluate, write_report
+
+    out = _folder(arguments.out)
+    print(f"1. Rendering {arguments.n} made lesions of seven diagnoses, with their exact posterior ...")
+    lesions = make_lesions(arguments.n, random_state=arguments.seed)
+    train, calibration, test = lesions.split(random_state=arguments.seed)
+    print(f"   split by {lesions.unit}: {len(train)} to train, {len(calibration)} to calibrate, {len(test)} to test")
+    print("2. Embedding them with EfficientNet-Lite0 (ImageNet weights) and fitting the Laplace head ...")
+    clf = CBDCClassifier(verbose=True, random_state=arguments.seed).fit(train)
+    print("3. Conformal calibration, one image a unit, a threshold for each diagnosis ...")
+    clf.conformalize(calibration)
+    print("4. Evaluating on the test part ...\n")
+    evaluation = evaluate(clf, test, random_state=arguments.seed)
+    print(evaluation)
+    page = write_report(evaluation, out)
+    examples = [write_image(test.images[i], _folder(out / "images") / f"lesion_{i}.png") for i in range(6)]
+    diagnoses = clf.diagnose(examples)
+    case_report(diagnoses, out / "cases.html", images=examples)
+    clf.save(out / "model.cbdc")
+    print(f"\n5. One lesion, explained:\n\n{diagnoses[0]}\n")
+    print(f"Open {page} and {out / 'cases.html'}; try: cbdc predict {out / 'model.cbdc'} {out / 'images'}")
+
+
+def _datasets(arguments: argparse.Namespace) -> None:
+    from .datasets import describe_datasets
+
+    if arguments.dataset is None:
+        print(describe_datasets())
+    else:
+        print(_load(arguments))
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .backbones import ImageEmbedder
+
+    dataset = _load(arguments)
+    embedder = ImageEmbedder(arguments.backbone, weights=arguments.weights, **_machine(arguments))
+    embeddings = embedder.fit_transform(dataset.images)
+    names = np.asarray(dataset.frame["image"].astype(str).tolist(), dtype=str)
+    np.savez(arguments.out, embeddings=embeddings, image=names, label=dataset.labels)
+    print(f"{arguments.out}: {embeddings.shape[0]} x {embeddings.shape[1]} float32, {embedder.fingerprint_[:12]}")
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from .classifier import CBDCClassifier
+
+    dataset = _load(arguments)
+    split = {"by": arguments.by, "sizes": list(arguments.sizes), "random_state": arguments.seed}
+    train, calibration, test = dataset.split(**split)
+    clf = CBDCClassifier(
+        arguments.backbone,
+        arguments.head,
+        weights=arguments.weights,
+        score=arguments.score,
+        condition_on=None if arguments.condition_on == "none" else arguments.condition_on,
+        group_by=arguments.group_by,
+        confidence_level=arguments.confidence_level,
+        random_state=arguments.seed,
+        **_machine(arguments),
+    )
+    clf.fit(train).conformalize(calibration)
+    notes = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": split}
+    clf.save(arguments.out, notes=notes)
+    print(
+        f"{arguments.out}: fitted on {len(train)} images, calibrated on {clf.provenance_['calibration']['n_units']} "
+        f"{dataset.unit}s; {len(test)} images are left for\n"
+        f"  cbdc evaluate {arguments.out} {arguments.dataset} --root {arguments.root} --out evaluation\n"
+        f"{clf.conformal_.guarantee()}"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from .report import evaluate, write_report
+
+    clf = _model(arguments)
+    dataset = _unseen(clf, _load(arguments))
+    evaluation = evaluate(clf, dataset, confidence_level=arguments.confidence_level)
+    page = write_report(evaluation, _folder(arguments.out))
+    print(f"{evaluation}\n\n{page}")
+
+
+def _unseen(clf: "CBDCClassifier", dataset: "LesionDataset") -> "LesionDataset":
+    """The part of the data set that the model has not seen: the test part of its own, all of another one."""
+    notes = getattr(clf, "notes_", {})
+    if notes.get("dataset") != dataset.name:
+        return dataset
+    if notes["fingerprint"] != dataset.fingerprint:
+        raise DatasetError(
+            f"{dataset.name}: the model was fitted on a data set of this name with other rows, so its test part is "
+            "unknown. Fix: give the same files, or fit again."
+        )
+    return dataset.split(**notes["split"])[2]
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    rows, _ = _diagnose(arguments)
+    if arguments.out is None:
+        print("\n\n".join(str(row) for row in rows))
+    elif arguments.out.suffix == ".jsonl":
+        arguments.out.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows), encoding="utf-8")
+    else:
+        _write_csv(rows, arguments.out)
+    return _summary(rows, arguments.out)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report import case_report
+
+    rows, paths = _diagnose(arguments)
+    case_report(rows, arguments.out, images=paths)
+    return _summary(rows, arguments.out)
+
+
+def _diagnose(arguments: argparse.Namespace) -> tuple[list["Diagnosis"], list[Path]]:
+    if arguments.out is not None and arguments.command is _predict and arguments.out.suffix not in {".csv", ".jsonl"}:
+        raise DatasetError(f"--out {arguments.out.name}: expected a name that ends in .csv or .jsonl.")
+    paths = list(_files(arguments.images))
+    groups = None if arguments.group is None else [arguments.group] * len(paths)
+    rows = _model(arguments).diagnose(paths, arguments.confidence_level, groups=groups)
+    assert isinstance(rows, list)
+    return rows, paths
+
+
+def _write_csv(rows: Sequence["Diagnosis"], path: Path) -> None:
+    labels = next((list(row.probabilities) for row in rows if row.status == "ok"), [])
+    header = ["image", "sha256", "status", "reason", "set", *(f"p_{label}" for label in labels)]
+    header += ["entropy", "mutual_information", "confidence_level", "quality", "quality_reasons"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for row in rows:
+            record = row.to_dict()
+            cells = [row.image, row.sha256, row.status, row.reason, "|".join(row.prediction_set)]
+            cells += [row.probabilities.get(label, "") for label in labels]
+            cells += [record[key] for key in ("entropy", "mutual_information", "confidence_level", "quality")]
+            writer.writerow([_cell(cell) for cell in [*cells, "|".join(row.quality_reasons)]])
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+
+
+def _summary(rows: Sequence["Diagnosis"], out: Path | None) -> int:
+    refused = sum(row.status == "refused" for row in rows)
+    where = "" if out is None else f"{out}: "
+    print(f"{where}{len(rows)} images, {refused} refused", file=sys.stderr)
+    return _SOME_REFUSED if refused else 0
+
+
+def _files(paths: Iterable[Path]) -> Iterable[Path]:
+    """Files as they are, folders as the files below them, in the order of their names; hidden files are left out."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        else:
+            yield path
+
+
+def _load(arguments: argparse.Namespace) -> "LesionDataset":
+    from .datasets import load_dataset
+
+    if arguments.root is None:
+        raise DatasetError(f"{arguments.dataset}: --root is missing; give the folder of the data set.")
+    return load_dataset(arguments.dataset, arguments.root)
+
+
+def _model(arguments: argparse.Namespace) -> "CBDCClassifier":
+    from .classifier import CBDCClassifier
+
+    return CBDCClassifier.load(arguments.model, **_machine(arguments))
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be made a folder ({error.strerror}). Give another --out.") from error
+    return path

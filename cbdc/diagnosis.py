@@ -1,0 +1,73 @@
+"""`Diagnosis`: all that the classifier says of one image."""
+
+import dataclasses
+import math
+from typing import Any
+
+__all__ = ["Diagnosis"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What the classifier says of one image. Decision support for a clinician, not a diagnosis by a device.
+
+    Attributes
+    ----------
+    image : str
+        File name, or ``"image 3"`` for an array; never a folder, which may name a person.
+    status : {"ok", "refused"}
+        A refused image has a `reason` and an empty everything else.
+    reason : str
+    sha256 : str
+        Of the file as it was read.
+    prediction_set : tuple of str
+        Diagnoses that cannot be excluded at `confidence_level`, most probable first.
+    probabilities, p_values : dict of str to float
+        Posterior predictive probability and conformal p-value of each class. A class is in the set when its p-value
+        exceeds ``1 - confidence_level``.
+    entropy, mutual_information : float
+        In nats: total uncertainty, and the part that more training data could remove.
+    confidence_level : float
+    quality : {"accept", "retake", ""}
+    quality_reasons : tuple of str
+    guarantee : str
+        The guarantee in words, with its assumption and the number of cases that it rests on.
+    names : dict of str to str
+        Full English name of each class, with its malignancy where the taxonomy knows it.
+    """
+
+    image: str
+    status: str
+    reason: str = ""
+    sha256: str = ""
+    prediction_set: tuple[str, ...] = ()
+    probabilities: dict[str, float] = dataclasses.field(default_factory=dict)
+    p_values: dict[str, float] = dataclasses.field(default_factory=dict)
+    entropy: float = math.nan
+    mutual_information: float = math.nan
+    confidence_level: float = math.nan
+    quality: str = ""
+    quality_reasons: tuple[str, ...] = ()
+    guarantee: str = ""
+    names: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able values; a NaN becomes None."""
+        record = dataclasses.asdict(self)
+        return {key: None if isinstance(v, float) and math.isnan(v) else v for key, v in record.items()}
+
+    def __str__(self) -> str:
+        if self.status == "refused":
+            return f"{self.image}: refused. {self.reason}"
+        alpha = 1 - self.confidence_level
+        lines = [f"{self.image}: {{{', '.join(self.prediction_set)}}} at confidence level {self.confidence_level:g}"]
+        for label in sorted(self.probabilities, key=self.probabilities.__getitem__, reverse=True):
+            inside = label in self.prediction_set
+            lines.append(
+                f"  {'+' if inside else '-'} {label:<8} {self.names.get(label, label):<44} "
+                f"probability {self.probabilities[label]:.3f}   p-value {self.p_values[label]:.3f} "
+                f"{'> ' if inside else '<='} {alpha:.3g}"
+            )
+        lines.append(f"  uncertainty {self.entropy:.2f} nats, {self.mutual_information:.2f} of it from little data")
+        lines.append(f"  image quality: {', '.join((self.quality, *self.quality_reasons))}")
+        return "\n".join([*lines, f"  {self.guarantee}"])
