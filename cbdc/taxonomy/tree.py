@@ -1,4 +1,4 @@
-"""Trees of diagnoses: what a label means, whether it is malignant, and how the label sets of the public data sets map."""
+"""`Taxonomy`: an immutable tree of diagnoses."""
 
 import csv
 import json
@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DatasetError
+from ..errors import DatasetError
 
-__all__ = ["Taxonomy"]
+__all__ = ["Taxonomy", "suggestion"]
 
-_MALIGNANT_WORDS = {"": None, "unknown": None, "true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_MALIGNANT_WORDS = {
+    "": None,
+    "unknown": None,
+    "true": True,
+    "1": True,
+    "yes": True,
+    "false": False,
+    "0": False,
+    "no": False,
+}
 
 
 class Taxonomy:
@@ -72,7 +81,7 @@ class Taxonomy:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Taxonomy":
-        """Tree from what `to_dict` gives: ``{"name": ..., "nodes": [{"node", "parent", "name", "malignant"}, ...]}``."""
+        """Tree from what `to_dict` gives: a name, and a list of nodes with node, parent, name, malignant."""
         nodes = document.get("nodes") if isinstance(document, Mapping) else None
         if not isinstance(nodes, list) or not all(isinstance(row, Mapping) and "node" in row for row in nodes):
             raise DatasetError("taxonomy: expected an object with a list 'nodes' of objects with 'node' and 'parent'.")
@@ -85,10 +94,12 @@ class Taxonomy:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Taxonomy":
-        """Tree from a ``.json`` file as `to_dict` describes it, or a ``.csv`` with columns node, parent, name, malignant."""
+        """Tree from a ``.json`` file of what `to_dict` gives, or a ``.csv`` with node, parent, name, malignant."""
         path = Path(path)
         if path.suffix.lower() not in {".json", ".csv"}:
-            raise DatasetError(f"taxonomy {path.name!r}: a {path.suffix or 'file without suffix'}; expected .json or .csv.")
+            raise DatasetError(
+                f"taxonomy {path.name!r}: a {path.suffix or 'file without suffix'}; expected .json or .csv."
+            )
         try:
             text = path.read_text(encoding="utf-8-sig")
             return cls.from_dict(json.loads(text) if path.suffix.lower() == ".json" else _csv_document(text, path))
@@ -144,7 +155,7 @@ class Taxonomy:
 
     @cached_property
     def ancestor_matrix(self) -> np.ndarray:
-        """Bool array of shape (n_nodes, n_leaves): the node (in the order of `nodes`) is the leaf or one of its ancestors."""
+        """Bool array of shape (n_nodes, n_leaves): whether the node is the leaf or one of its ancestors."""
         row = {node: i for i, node in enumerate(self.nodes)}
         matrix = np.zeros((len(self.nodes), len(self.leaves)), dtype=bool)
         for column, leaf in enumerate(self.leaves):
@@ -154,7 +165,7 @@ class Taxonomy:
 
     @cached_property
     def level_codes(self) -> np.ndarray:
-        """Int array of shape (n_levels, n_leaves): index in `nodes` of the leaf's ancestor at that level, or of the leaf."""
+        """Int array of shape (n_levels, n_leaves): index in `nodes` of the leaf's ancestor there, or of the leaf."""
         row = {node: i for i, node in enumerate(self.nodes)}
         codes = np.empty((len(self.levels), len(self.leaves)), dtype=np.int64)
         for column, leaf in enumerate(self.leaves):
@@ -235,10 +246,14 @@ def _checked_parents(edges: Iterable[tuple[str, str | None]], name: str) -> dict
 def _csv_document(text: str, path: Path) -> dict[str, Any]:
     rows = list(csv.DictReader(text.splitlines()))
     if not rows or not {"node", "parent"} <= set(rows[0]):
-        raise DatasetError(f"taxonomy {path.name!r}: expected rows with the columns node, parent (and name, malignant).")
+        raise DatasetError(
+            f"taxonomy {path.name!r}: expected rows with the columns node, parent (and name, malignant)."
+        )
     for number, row in enumerate(rows, start=2):
         word = (row.get("malignant") or "").strip().lower()
         if word not in _MALIGNANT_WORDS:
-            raise DatasetError(f"taxonomy {path.name!r} row {number}: malignant {word!r}; expected true, false or empty.")
-        row["malignant"] = _MALIGNANT_WORDS[word]  # type: ignore[assignment]
+            raise DatasetError(
+                f"taxonomy {path.name!r} row {number}: malignant {word!r}; expected true, false or empty."
+            )
+        row["malignant"] = _MALIGNANT_WORDS[word]
     return {"name": path.stem, "nodes": rows}
