@@ -261,9 +261,10 @@ class LesionDataset:
         for unit in UNITS[: UNITS.index(by)]:
             straddling = count_straddling(self.groups(unit), part) if self._knows(unit) else 0
             if straddling:
+                of_all = f"{straddling:,} of {self.groups(unit).max() + 1:,} {unit}s"
                 raise LeakageError(
-                    f"{self.name}: split(by={by!r}) would put {straddling:,} of {self.groups(unit).max() + 1:,} {unit}s "
-                    f"on several sides. Fix: by={unit!r}, or allow_leakage=True to show the effect."
+                    f"{self.name}: split(by={by!r}) would put {of_all} on several sides. Fix: by={unit!r}, "
+                    "or allow_leakage=True to show what that does."
                 )
 
     def _checked_pairs(self, pairs: Pairs) -> list[tuple[str, str]]:
