@@ -230,18 +230,14 @@ def _bytes(source: Any, root: str | os.PathLike[str] | None) -> bytes:
 
 
 def _file_bytes(path: str, root: str | os.PathLike[str] | None) -> bytes:
-    # O_NONBLOCK: opening a named pipe must not wait for a writer.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         resolved = os.path.realpath(path)
         if root is not None and not Path(resolved).is_relative_to(os.path.realpath(root)):
             raise ImageError("lies outside the data folder. Give a path below it, without '..' or links that leave it.")
-        with os.fdopen(os.open(resolved, flags), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError("not a regular file (a folder, pipe or device). Give the image file itself.")
-            _check_n_bytes(status.st_size)
-            return file.read(MAX_BYTES + 1) if status.st_size else b""
+        with open(resolved, "rb", opener=_open_regular) as file:
+            n = os.fstat(file.fileno()).st_size
+            _check_n_bytes(n)
+            return file.read(MAX_BYTES + 1) if n else b""
     except ImageError:
         raise
     except (FileNotFoundError, NotADirectoryError):
@@ -252,6 +248,15 @@ def _file_bytes(path: str, root: str | os.PathLike[str] | None) -> bytes:
         raise ImageError(f"cannot be read ({error.strerror}). Check the name and the disk.") from None
     except ValueError:
         raise ImageError("not a valid path. Take out null characters.") from None
+
+
+def _open_regular(path: str, flags: int) -> int:
+    # O_NONBLOCK: opening a named pipe must not wait for a writer.
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageError("not a regular file (a folder, pipe or device). Give the image file itself.")
+    return descriptor
 
 
 def _check_n_bytes(n: int) -> None:
