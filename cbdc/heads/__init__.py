@@ -1,0 +1,35 @@
+"""Bayesian heads: classifiers over embeddings whose predictions average a posterior."""
+
+from typing import Any
+
+from ._base import BayesianHead
+from .laplace import LaplaceHead
+
+__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "make_head"]
+
+HEADS: dict[str, type[LaplaceHead]] = {"laplace": LaplaceHead}
+
+
+def make_head(name: str, **parameters: Any) -> LaplaceHead:
+    """A head by its name.
+
+    Parameters
+    ----------
+    name : {"laplace"}
+    **parameters
+        Go to the constructor.
+
+    Raises
+    ------
+    ValueError
+        If no head has that name.
+
+    Examples
+    --------
+    >>> from cbdc.heads import make_head
+    >>> make_head("laplace", random_state=0)
+    LaplaceHead(random_state=0)
+    """
+    if name not in HEADS:
+        raise ValueError(f"head={name!r}: no such head; there is {', '.join(sorted(HEADS))}.")
+    return HEADS[name](**parameters)
