@@ -66,6 +66,12 @@ def test_jpeg_equals_pillow_and_ignores_the_file_name(tmp_path):
         np.testing.assert_array_equal(read_image(path).pixels, np.asarray(picture))
 
 
+def test_jpeg_that_stores_rgb_keeps_its_colours():
+    pixels = np.kron(noise(4, 6), np.ones((16, 16, 1), np.uint8))
+    data = saved(Image.fromarray(pixels), "JPEG", quality=100, keep_rgb=True)
+    np.testing.assert_allclose(read_image(data).pixels.astype(int), pixels, atol=2)
+
+
 def test_palette_and_opaque_alpha_are_rgb_exactly():
     pixels = noise()
     palette = Image.fromarray(pixels).quantize(64)

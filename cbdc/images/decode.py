@@ -88,8 +88,8 @@ def decode(data: bytes, finish: Callable[[Image.Image], np.ndarray]) -> np.ndarr
         _check_header(picture, content)
         with _refusing(format):
             picture.load()
-        # Pillow turns TIFF upright itself.
-        turn = None if format == "TIFF" else _UPRIGHT.get(_exif_orientation(exif or picture.info.get("exif", b"")))
+        # TIFF has no "exif" here: Pillow turns it upright itself.
+        turn = _UPRIGHT.get(_exif_orientation(exif or picture.info.get("exif", b"")))
         with _refusing(format):
             rgb = _as_rgb(picture)
             return finish(rgb if turn is None else rgb.transpose(turn))
