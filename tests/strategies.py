@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -34,3 +35,43 @@ def encoded_images(draw):
     buffer = io.BytesIO()
     Image.fromarray(draw(rgb_pixels())).save(buffer, format, **options)
     return buffer.getvalue()
+
+
+# --- data sets
+
+
+@st.composite
+def parents_of_trees(draw, max_nodes=12):
+    """Node to parent of a random tree, in random order; the root's parent is None."""
+    n = draw(st.integers(1, max_nodes))
+    edges = {"n0": None} | {f"n{i}": f"n{draw(st.integers(0, i - 1))}" for i in range(1, n)}
+    return {node: edges[node] for node in draw(st.permutations(sorted(edges)))}
+
+
+@st.composite
+def lesion_frames(draw, min_images=8, max_images=60, patients=True):
+    """A manifest: images of lesions of patients, some without identifiers, lesions numbered anew for each patient."""
+    n = draw(st.integers(min_images, max_images))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    lesion = rng.integers(0, draw(st.integers(1, n)), n)
+    patient = rng.integers(0, draw(st.integers(1, n)), n)
+    frame = pd.DataFrame({"image": [f"i{k:03d}" for k in rng.permutation(n)]})
+    frame["label"] = rng.choice(["bcc", "mel", "nv"], n, p=[0.1, 0.2, 0.7])
+    frame["lesion_id"] = [np.nan if rng.random() < 0.1 else f"L{k}" for k in lesion]
+    if patients:
+        frame["patient_id"] = [np.nan if rng.random() < 0.1 else f"P{k}" for k in patient]
+    return frame
+
+
+# --- made lesions
+
+
+@st.composite
+def concept_laws(draw):
+    """A prior, tables and observed levels (None: unobserved), small enough for the joint to be written down."""
+    n_classes = draw(st.integers(1, 4))
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    levels = [draw(st.none() | st.integers(0, size - 1)) for size in sizes]
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    tables = [rng.dirichlet(np.ones(size), n_classes) for size in sizes]
+    return rng.dirichlet(np.ones(n_classes)), tables, levels

@@ -221,7 +221,7 @@ class LesionDataset:
         Raises
         ------
         DatasetError
-            If a class that occurs has no counterpart.
+            If a class that occurs, or has posterior mass, has no counterpart.
 
         Examples
         --------
@@ -230,32 +230,24 @@ class LesionDataset:
         >>> ph2.relabel("ham10000").labels.tolist()
         ['nv', 'mel']
         """
-        occurring = sorted(set(self.labels.tolist()))
+        mass = np.zeros(len(self.classes)) if self.posterior is None else self.posterior.sum(axis=0)
+        needed = sorted({*self.labels.tolist(), *(c for c, m in zip(self.classes, mass) if m > 0)})
         if isinstance(to, str):
-            mapping = dict(zip(occurring, map_labels(occurring, self.taxonomy, to)))
+            mapping = dict(zip(needed, map_labels(needed, self.taxonomy, to)))
             taxonomy = taxonomy or get_taxonomy(to)
         else:
-            mapping = {str(old): str(new) for old, new in to.items()}
-            lost = [label for label in occurring if label not in mapping]
+            lost = [label for label in needed if label not in to]
             if lost:
                 raise DatasetError(f"{self.name}: the mapping has no entry for {', '.join(map(repr, lost[:5]))}.")
-        labels = np.array([mapping[label] for label in self.labels.tolist()], dtype=str)
-        classes = tuple(sorted(set(labels.tolist()) | set(taxonomy.leaves if taxonomy else mapping.values())))
-        return self._replace(
-            labels=labels, classes=classes, taxonomy=taxonomy, posterior=self._mapped_posterior(mapping, classes)
-        )
-
-    def _mapped_posterior(self, mapping: Mapping[str, str], classes: Sequence[str]) -> np.ndarray | None:
-        if self.posterior is None:
-            return None
-        absent = [c for i, c in enumerate(self.classes) if c not in mapping and self.posterior[:, i].any()]
-        if absent:
-            raise DatasetError(f"{self.name}: the class {absent[0]!r} has posterior mass but no counterpart.")
-        moved = np.zeros((len(self), len(classes)))
-        for i, label in enumerate(self.classes):
-            if label in mapping:
-                moved[:, classes.index(mapping[label])] += self.posterior[:, i]
-        return moved
+            mapping = {str(old): str(new) for old, new in to.items()}
+        classes = tuple(sorted({*mapping.values(), *(taxonomy.leaves if taxonomy else ())}))
+        posterior = None
+        if self.posterior is not None:
+            posterior = np.zeros((len(self), len(classes)))
+            for label in needed:
+                posterior[:, classes.index(mapping[label])] += self.posterior[:, self.classes.index(label)]
+        labels = [mapping[label] for label in self.labels.tolist()]
+        return self._replace(labels=labels, classes=classes, taxonomy=taxonomy, posterior=posterior)
 
     def _refuse_leakage(self, by: str, part: np.ndarray) -> None:
         for unit in UNITS[: UNITS.index(by)]:

@@ -239,20 +239,20 @@ def _medmnist(root: Path, file: str | None = None) -> LesionDataset:
     parts = ("train", "val", "test")
     try:
         with np.load(listed[0], allow_pickle=False) as archive:
-            images = [archive[f"{part}_images"] for part in parts]
             codes = [archive[f"{part}_labels"].reshape(-1) for part in parts]
+            pixels = np.concatenate([archive[f"{part}_images"] for part in parts])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"medmnist: {listed[0].name} cannot be read ({error}).") from error
     code = np.concatenate(codes)
-    if [len(i) for i in images] != [len(c) for c in codes] or code.dtype.kind not in "iu":
+    if len(pixels) != len(code) or code.dtype.kind not in "iu":
         raise DatasetError(f"medmnist: {listed[0].name}: images and integer labels do not pair up.")
     derma = listed[0].stem.startswith("dermamnist")
     if code.size and (code.min() < 0 or (derma and code.max() >= len(_DERMAMNIST))):
         raise DatasetError(f"medmnist: {listed[0].name}: label {code.min()} to {code.max()}; expected 0 to 6.")
-    where = np.repeat(parts, [len(i) for i in images])
-    names = [f"{part}_{i:06d}" for part, n in zip(parts, map(len, images)) for i in range(n)]
+    where = np.repeat(parts, [len(c) for c in codes])
+    names = [f"{part}_{i:06d}" for part, c in zip(parts, codes) for i in range(len(c))]
     return LesionDataset(
-        np.concatenate(images),
+        pixels,
         [_DERMAMNIST[c] if derma else str(c) for c in code],
         name=listed[0].stem,
         classes=_DERMAMNIST if derma else None,
