@@ -11,10 +11,10 @@ __all__ = ["develop", "paint_skin"]
 _MELANIN = np.array([0.05, 0.11, 0.22, 0.42, 0.75, 1.15], dtype=np.float32)
 # R, G, B: reflectance without pigment, absorption by melanin and by blood, colours of keratin and of deep pigment
 _BARE = (0.98, 0.91, 0.87)
-_BY_MELANIN = (0.42, 0.84, 1.12)
-_BY_BLOOD = (0.11, 0.78, 0.60)
+_BY_MELANIN = (0.52, 0.86, 1.06)
+_BY_BLOOD = (0.17, 0.80, 0.53)
 _WHITE = (0.95, 0.87, 0.82)
-_BLUE = (0.40, 0.43, 0.55)
+_BLUE = (0.46, 0.48, 0.57)
 _N_HAIRS = 28
 
 
@@ -23,15 +23,18 @@ def paint_skin(scene: Scene, skin_type: np.ndarray) -> None:
     draws, rows = scene.of_image, slice(None)
     tone = _MELANIN[skin_type - 1][:, None, None] * draws.uniform(0.8, 1.25)
     at = scene.position(rows)
-    mottle, flush = look_up(noise(1.4, 3)[0], at), look_up(noise(1.8, 2)[3], at)
-    furrow = smoothstep(0.16, 0.02, look_up(cells(0.45)[1], scene.position(rows, 0.9)))
-    scene.melanin += tone * (1 + 0.07 * mottle + draws.uniform(0.02, 0.16) * furrow) + 0.02 * mottle
-    scene.blood += draws.uniform(0.12, 0.42) * (1 + 0.22 * flush)
-    capillary = look_up(trees()[0], scene.position(rows, 1.0))
-    scene.blood += np.maximum(draws.uniform(-0.35, 0.35), 0) * capillary * (1 - 0.7 * scene.mask)
-    freckled = np.flatnonzero(draws.chance(0.35))
-    spots = look_up(noise(1.5, 9)[1], at[freckled])
-    scene.melanin[freckled] += draws.uniform(0.1, 0.5)[freckled] * smoothstep(1.2, 2.2, spots)
+    mottle, flush = look_up(noise(1.1, 4)[0], at), look_up(noise(1.3, 3)[3], at)
+    furrow = smoothstep(0.2, 0.02, look_up(cells(0.45)[1], scene.position(rows, 1.3, 0.6)))
+    scene.melanin += tone * (1 + 0.05 * mottle + draws.uniform(0.0, 0.12) * furrow) + 0.018 * mottle
+    scene.blood += draws.uniform(0.06, 0.34) * (1 + draws.uniform(0.05, 0.22) * flush)
+    flushed = np.flatnonzero(draws.chance(0.4))
+    capillary = look_up(trees()[0], scene.position(flushed, 0.9)) * (1 - 0.8 * scene.mask[flushed])
+    scene.blood[flushed] += draws.uniform(0.05, 0.35)[flushed] * capillary
+    freckled = np.flatnonzero(draws.chance(0.3))
+    at = scene.position(freckled, 0.5)
+    few = look_up(cells(0.45)[2], at) < 0.25
+    spots = smoothstep(0.4, 0.0, look_up(cells(0.45)[0], at)) * few
+    scene.melanin[freckled] += draws.uniform(0.1, 0.35)[freckled] * spots
 
 
 def develop(scene: Scene) -> np.ndarray:
@@ -43,7 +46,7 @@ def develop(scene: Scene) -> np.ndarray:
     grain = _grain(scene)
     white, blue = np.clip(scene.white, 0, 0.92), np.clip(scene.blue, 0, 0.8)
     tints = scene.of_image.block(3)
-    cast = 1 + np.array([0.05, 0.045, 0.12]) * (2 * tints - 1)
+    cast = 1 + np.array([0.06, 0.055, 0.11]) * (2 * tints - 1)
     blur = scene.of_image.uniform(0.05, 0.3)
     image = np.empty((*scene.mask.shape, 3), dtype=np.uint8)
     depth = np.exp(-0.75 * np.maximum(scene.melanin, 0))
@@ -110,7 +113,7 @@ def _gel(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         shade[rows] *= 1 - 0.12 * smoothstep(1.05, 0.9, ring)
     rows = np.flatnonzero(draws.chance(0.3))
     shiny = look_up(noise(0.6, 25)[1], index(scene.u[rows] / 2, scene.v[rows] / 2))
-    glare[rows] += 0.5 * smoothstep(2.6, 3.6, shiny)
+    glare[rows] += 0.4 * smoothstep(2.8, 4.0, shiny)
     return glare, shade
 
 
@@ -119,7 +122,7 @@ def _light(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     draws, x = scene.of_image, scene.x
     squares = x * x
     away = squares + squares[:, None]
-    light = draws.uniform(0.9, 1.1) * (1 - draws.uniform(0.0, 0.14) * away)
+    light = draws.uniform(0.92, 1.12) * (1 - draws.uniform(0.0, 0.14) * away)
     light += draws.uniform(-0.05, 0.05) * x + draws.uniform(-0.05, 0.05) * x[:, None]
     stopped = draws.chance(0.22)[:, None, None]
     edge = np.where(stopped, draws.uniform(0.98, 1.28), np.float32(3))
@@ -156,7 +159,8 @@ def _grain(scene: Scene) -> np.ndarray:
 def _soften(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Three-point blur along both axes; weight is the share of the two neighbours."""
     for axis in (1, 2):
-        padded = np.pad(value, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        sides = padded.take(range(value.shape[axis]), axis) + padded.take(range(2, value.shape[axis] + 2), axis)
-        value = value + weight * (sides / 2 - value)
+        lines = value.swapaxes(1, axis)
+        step = np.diff(lines, axis=1) * (weight / 2)
+        lines[:, :-1] += step
+        lines[:, 1:] -= step
     return value

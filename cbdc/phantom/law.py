@@ -23,7 +23,7 @@ __all__ = ["CLASSES", "CONCEPTS", "DEFAULT_PRIOR", "Concept", "class_posterior",
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
-# Square roots of HAM10000's published counts: as skewed as a clinic, yet with some of every class in a few hundred images.
+# Square roots of HAM10000's published counts: skewed as in a clinic, yet some of every class in a few hundred images.
 DEFAULT_PRIOR = np.sqrt([327, 514, 1099, 115, 1113, 6705, 142])
 DEFAULT_PRIOR /= DEFAULT_PRIOR.sum()
 

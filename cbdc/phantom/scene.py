@@ -16,7 +16,7 @@ _N_ANGLES = 512
 
 
 class Draws:
-    """Hands out the columns of a matrix of uniforms, always in the same order: a row alone decides how its image looks."""
+    """Hands out the columns of a matrix of uniforms, in one order: an image depends on its row alone."""
 
     def __init__(self, uniforms: np.ndarray) -> None:
         self._columns = uniforms
@@ -88,20 +88,22 @@ def make_scene(levels: Mapping[str, np.ndarray], lesions: np.ndarray, images: np
     turn = of_image.uniform(0, 2 * np.pi)
     u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
 
-    size_of = np.exp(of_lesion.uniform(np.log(0.3), np.log(0.66)))
-    irregular = (levels["border"] == 1)[:, None, None]
-    wobble = textures.noise(2.0, 3)
     place = textures.index(u / 2 + of_lesion.uniform(), v / 2 + of_lesion.uniform())
-    amount = np.where(irregular, np.float32(0.075), np.float32(0.02))
+    wobble, quiver = textures.noise(2.0, 3), textures.noise(2.4, 7)
+    size_of = np.exp(of_lesion.uniform(np.log(0.28), np.log(0.62)))
+    irregular = (levels["border"] == 1)[:, None, None]
+    amount = np.where(irregular, np.float32(0.07), np.float32(0.025))
     right = u / size_of + amount * textures.look_up(wobble[0], place)
     down = v / size_of + amount * textures.look_up(wobble[1], place)
+    u = u + np.float32(0.007) * textures.look_up(quiver[0], place)
+    v = v + np.float32(0.007) * textures.look_up(quiver[1], place)
     outline = _outline(levels["asymmetry"], irregular[:, :, 0], of_lesion)
     angle = (np.arctan2(down, right) * np.float32(_N_ANGLES / (2 * np.pi))).astype(np.int32) & (_N_ANGLES - 1)
     angle += _N_ANGLES * np.arange(len(angle), dtype=np.int32)[:, None, None]
     radius = np.sqrt(right * right + down * down) / outline.ravel().take(angle)
-    ragged = textures.look_up(wobble[2], place) * (amount * 1.6)
-    soft = np.where((levels["edge"] == 1)[:, None, None], np.float32(0.07), of_lesion.uniform(0.28, 0.5))
-    mask = smoothstep(1 + soft * 0.5, 1 - soft * 0.5, radius + ragged)
+    ragged = textures.look_up(quiver[2], place) * (amount * 1.2)
+    soft = np.where((levels["edge"] == 1)[:, None, None], of_lesion.uniform(0.1, 0.18), of_lesion.uniform(0.4, 0.75))
+    mask = smoothstep(1 + soft * 0.6, 1 - soft * 0.6, radius + ragged)
     return Scene(levels, of_lesion, of_image, x, u, v, radius, angle, mask)
 
 
@@ -111,7 +113,7 @@ def _outline(asymmetry: np.ndarray, irregular: np.ndarray, of_lesion: Draws) -> 
     low = np.select([order == k for k in range(1, 6)], [0.15, 0.13, 0.11, 0.06, 0.05], 0.0)
     amplitude = 0.5 * low * (order % 2 == 0) * (order < 6) * np.ones((len(asymmetry), 1))
     amplitude[asymmetry > 0] = low
-    amplitude = amplitude + np.where(irregular & (order > 5), 0.3 / order, 0.0)
+    amplitude = amplitude + np.where(irregular & (order > 5), 0.2 / order, 0.0)
     amplitude = amplitude * np.abs(ndtri(0.02 + 0.96 * of_lesion.block(_N_HARMONICS)))
     phase = 2 * np.pi * of_lesion.block(_N_HARMONICS)
     mirrored = (asymmetry < 2)[:, None] & (order < 6)

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from .scene import Draws, Scene, smoothstep
+from .scene import Scene, smoothstep
 from .textures import cells, look_up, noise, trees
 
 __all__ = ["paint_lesion"]
 
 # light brown, dark brown, pink, red, purple, blue-gray: melanin, blood, blue
 _PIGMENT = np.array(
-    [[0.48, 0.12, 0], [1.10, 0.22, 0], [0.07, 0.42, 0], [0.12, 1.25, 0], [0.30, 1.15, 0.38], [0.45, 0.10, 0.55]],
+    [[0.46, 0.10, 0], [1.00, 0.14, 0], [0.07, 0.42, 0], [0.12, 1.25, 0], [0.30, 1.15, 0.38], [0.45, 0.10, 0.55]],
     dtype=np.float32,
 )
 _ALL = slice(None)
@@ -33,190 +33,186 @@ def paint_lesion(scene: Scene) -> None:
     _scale(scene)
 
 
-def _pick(draws: Draws, rows: np.ndarray, low: float, high: float) -> np.ndarray:
-    """A number an image, for some of the images."""
-    return draws.uniform(low, high)[rows]
-
-
 def _colour(scene: Scene) -> None:
     melanin, blood, blue = _PIGMENT[scene.levels["colour"]].T[:, :, None, None]
-    strength = scene.mask * scene.of_lesion.uniform(0.75, 1.25)
-    cloud = look_up(noise(1.6, 3)[0], scene.position(_ALL))
-    strength *= 1 + 0.16 * cloud
-    fade = 1 - scene.of_lesion.uniform(0, 0.35) * np.minimum(scene.radius, 1.2)
+    at = scene.position(_ALL)
+    strength = 1 + 0.14 * look_up(noise(1.6, 3)[0], at) + 0.13 * look_up(noise(1.0, 12)[0], at)
+    strength *= scene.mask * scene.of_lesion.uniform(0.7, 1.2)
+    fade = 1 - scene.of_lesion.uniform(0, 0.4) * np.minimum(scene.radius, 1.3)
     scene.melanin += melanin * strength * fade
     scene.blood += blood * strength
     scene.blue += blue * strength
 
 
 def _tones(scene: Scene) -> None:
-    """A second tone (darker patches); from three on also tan, red and gray-blue ones, thrown off centre."""
-    dark, light, other = (look_up(tile, scene.position(_ALL, 0.8)) for tile in noise(1.8, 2)[:3])
+    """A second tone (darker patches); from three on also tan, red and gray-blue ones."""
     tones = scene.levels["tones"]
-    for level, amount in ((1, 0.55), (2, 0.95)):
-        rows = np.flatnonzero(tones == level)
-        scene.melanin[rows] += scene.mask[rows] * amount * smoothstep(0.1, 0.7, dark[rows])
-    rows = np.flatnonzero(tones == 2)
-    patch = scene.mask[rows] * smoothstep(0.4, 0.9, light[rows])
+    rows = np.flatnonzero(tones > 0)
+    at, amount = scene.position(rows, 0.9), np.where(tones[rows] == 1, 0.45, 0.7)[:, None, None].astype(np.float32)
+    dark = smoothstep(-0.2, 1.3, look_up(noise(1.6, 3)[0], at))
+    scene.melanin[rows] += scene.mask[rows] * amount * dark
+    light = look_up(noise(1.6, 3)[1], at)[tones[rows] == 2]
+    other = look_up(noise(1.6, 3)[2], at)[tones[rows] == 2]
+    rows = scene.where("tones", 2)
+    patch = scene.mask[rows] * smoothstep(0.2, 1.2, light)
     scene.melanin[rows] *= 1 - 0.7 * patch
-    scene.blood[rows] += 0.35 * patch
-    scene.blue[rows] += 0.45 * scene.mask[rows] * smoothstep(0.6, 1.2, other[rows])
+    scene.blood[rows] += 0.22 * patch
+    scene.blue[rows] += 0.4 * scene.mask[rows] * smoothstep(0.5, 1.5, other)
 
 
 def _network(scene: Scene) -> None:
-    typical, atypical = cells(0.24), cells(0.45)
-    at = scene.position(_ALL, 1.1)
-    patchy = look_up(noise(1.8, 4)[3], scene.position(_ALL))
-    rows = scene.where("network", 1)
-    wall = look_up(typical[1], at[rows])
-    fade = scene.mask[rows] * smoothstep(-1.6, 0.2, patchy[rows])
-    scene.melanin[rows] += fade * (0.85 * smoothstep(0.24, 0.04, wall) - 0.22 * smoothstep(0.2, 0.4, wall))
-    rows = scene.where("network", 2)
-    wall = look_up(atypical[1], at[rows]) / (1 + 0.75 * np.clip(patchy[rows], -0.8, 2.0))
-    fade = scene.mask[rows] * smoothstep(-0.9, 0.4, patchy[rows])
-    scene.melanin[rows] += fade * (1.7 * smoothstep(0.30, 0.06, wall) - 0.15 * smoothstep(0.2, 0.5, wall))
-    rows = scene.where("network", 3)
-    ring = smoothstep(0.35, 0.75, scene.radius[rows]) * smoothstep(1.35, 0.95, scene.radius[rows])
-    scene.melanin[rows] += 0.42 * ring * smoothstep(0.2, 0.03, look_up(typical[1], at[rows]))
+    """Brown lines around pale holes: even (typical), of uneven width and darkness (atypical), or a faint ring."""
+    rows = np.flatnonzero(scene.levels["network"])
+    at, level = scene.position(rows, 1.15), scene.levels["network"][rows]
+    patchy = look_up(noise(1.6, 4)[3], at)
+    part = level == 1
+    wall, fade = look_up(cells(0.24)[1], at[part]), smoothstep(-1.8, 0.4, patchy[part]) * scene.mask[rows[part]]
+    scene.melanin[rows[part]] += fade * (0.7 * smoothstep(0.3, 0.02, wall) - 0.2 * smoothstep(0.15, 0.4, wall))
+    part = level == 2
+    wall = look_up(cells(0.45)[1], at[part]) / (1 + 0.6 * np.clip(patchy[part], -0.8, 2.0))
+    fade = smoothstep(-1.0, 0.8, patchy[part]) * scene.mask[rows[part]]
+    scene.melanin[rows[part]] += fade * (1.5 * smoothstep(0.34, 0.04, wall) - 0.2 * smoothstep(0.2, 0.5, wall))
+    part = level == 3
+    radius = scene.radius[rows[part]]
+    ring = smoothstep(0.3, 0.75, radius) * smoothstep(1.45, 0.95, radius)
+    scene.melanin[rows[part]] += 0.45 * ring * smoothstep(0.26, 0.02, look_up(cells(0.24)[1], at[part]))
 
 
 def _globules(scene: Scene) -> None:
-    at = scene.position(_ALL, 0.62)
     rows = scene.where("globules", 1)
-    spot = smoothstep(0.40, 0.26, look_up(cells(0.24)[0], at[rows]))
-    scene.melanin[rows] += 0.8 * spot * smoothstep(0.1, 0.6, scene.mask[rows])
+    at, mask = scene.position(rows, 0.75), scene.mask[rows]
+    spot = smoothstep(0.48, 0.16, look_up(cells(0.24)[0], at))
+    scene.melanin[rows] += (0.35 + 0.6 * look_up(cells(0.24)[2], at)) * spot * smoothstep(0.1, 0.7, mask)
     rows = scene.where("globules", 2)
-    tile = cells(0.45)
-    chosen = look_up(tile[2], at[rows])
-    size = 0.16 + 0.36 * (chosen * 7 % 1)
-    spot = smoothstep(size, size - 0.12, look_up(tile[0], at[rows])) * (chosen < 0.55)
-    scene.melanin[rows] += 1.7 * spot * smoothstep(1.2, 1.05, scene.radius[rows])
+    at = scene.position(rows, 0.6)
+    chosen = look_up(cells(0.45)[2], at)
+    size = 0.18 + 0.36 * (chosen * 7 % 1)
+    spot = smoothstep(size, size - 0.18, look_up(cells(0.45)[0], at)) * (chosen < 0.5)
+    scene.melanin[rows] += 1.4 * spot * smoothstep(1.25, 1.0, scene.radius[rows])
 
 
 def _streaks(scene: Scene) -> None:
-    """Radial fingers at the rim, over a part of it."""
-    fingers = scene.of_lesion.block(26)
+    """Radial fingers at the rim, close together over a part of it."""
+    n_fingers, (turn, spread) = 40, scene.of_lesion.block(2).T
+    fingers = scene.of_lesion.block(n_fingers)
     rows = scene.where("streaks")
-    angles = np.arange(512) / 512
-    centres = (np.arange(26) + 0.7 * fingers[rows]) / 26
-    gap = np.abs((angles - centres[:, :, None] + 0.5) % 1 - 0.5)
-    height = np.where(fingers[rows] > 0.3, 0.12 + 0.3 * (fingers[rows] * 13 % 1), 0.0)
-    reach = (height[:, :, None] * np.clip(1 - gap / 0.014, 0, 1)).max(axis=1).astype(np.float32)
+    centres = (np.arange(n_fingers) + 0.8 * fingers[rows]) / n_fingers
+    off = np.abs((centres - turn[rows, None] + 0.5) % 1 - 0.5)
+    height = (0.08 + 0.16 * (fingers[rows] * 13 % 1)) * (off < 0.2 + 0.3 * spread[rows, None])
+    gap = np.abs((np.arange(512) / 512 - centres[:, :, None] + 0.5) % 1 - 0.5)
+    reach = (height[:, :, None] * np.clip(1 - gap / 0.012, 0, 1)).max(axis=1).astype(np.float32)
     angle = scene.angle[rows] - 512 * (rows - np.arange(len(rows)))[:, None, None].astype(np.int32)
     tip = reach.ravel().take(angle)
-    finger = smoothstep(0.0, 0.06, 1 + tip - scene.radius[rows]) * smoothstep(0.0, 0.1, tip)
-    scene.melanin[rows] += 1.35 * finger * smoothstep(0.72, 0.95, scene.radius[rows])
+    finger = smoothstep(-0.03, 0.09, 1 + tip - scene.radius[rows]) * smoothstep(0.0, 0.16, tip)
+    scene.melanin[rows] += 1.3 * finger * smoothstep(0.7, 1.0, scene.radius[rows])
 
 
 def _veil(scene: Scene) -> None:
-    where = scene.position(_ALL, 0.7)
-    side = scene.of_lesion.uniform(-0.25, 0.25)
+    side = scene.of_lesion.uniform(-0.2, 0.25)
     rows = scene.where("veil")
-    cloud = look_up(noise(2.2, 2)[1], where[rows])
-    body = smoothstep(0.0, 0.45, 0.62 + side[rows] + 0.3 * cloud - scene.radius[rows]) * scene.mask[rows]
-    scene.melanin[rows] += 0.65 * body
-    scene.blue[rows] = np.maximum(scene.blue[rows], 0.72 * body)
+    cloud = look_up(noise(1.7, 3)[1], scene.position(rows, 0.8))
+    body = smoothstep(-0.1, 0.5, 0.6 + side[rows] + 0.3 * cloud - scene.radius[rows]) * scene.mask[rows]
+    scene.melanin[rows] += 0.5 * body
+    scene.blue[rows] = np.maximum(scene.blue[rows], 0.75 * body)
 
 
 def _blotch(scene: Scene) -> None:
-    where = scene.position(_ALL, 0.9)
     turn, far = scene.of_lesion.uniform(0, 512), scene.of_lesion.uniform(0.3, 0.6)
     rows = scene.where("blotch")
     bearing = (scene.angle[rows] % 512 - turn[rows]) * np.float32(2 * np.pi / 512)
     radius = scene.radius[rows]
     distance = np.sqrt(radius**2 + far[rows] ** 2 - 2 * radius * far[rows] * np.cos(bearing))
-    body = smoothstep(0.44, 0.3, distance + 0.09 * look_up(noise(1.8, 4)[0], where[rows]))
-    scene.melanin[rows] += 2.3 * body * scene.mask[rows]
+    body = smoothstep(0.5, 0.26, distance + 0.09 * look_up(noise(1.6, 4)[0], scene.position(rows)))
+    scene.melanin[rows] += 2.0 * body * scene.mask[rows]
 
 
 def _scar(scene: Scene) -> None:
-    where = scene.position(_ALL)
-    extent = scene.of_lesion.uniform(0.34, 0.52)
+    extent = scene.of_lesion.uniform(0.3, 0.5)
     rows = scene.where("scar")
-    cloud = look_up(noise(1.6, 4)[1], where[rows])
-    patch = smoothstep(extent[rows] + 0.16, extent[rows] - 0.2, scene.radius[rows] + 0.07 * cloud)
-    scene.white[rows] = np.maximum(scene.white[rows], patch * (0.66 + 0.1 * cloud))
-    ring = smoothstep(0.4, 0.7, scene.radius[rows]) * smoothstep(1.3, 0.9, scene.radius[rows])
-    scene.blood[rows] += 0.22 * ring
+    at, radius = scene.position(rows), scene.radius[rows]
+    cloud = look_up(noise(1.6, 4)[1], at)
+    patch = smoothstep(extent[rows] + 0.22, extent[rows] - 0.25, radius + 0.1 * cloud)
+    scene.white[rows] = np.maximum(scene.white[rows], patch * (0.62 + 0.14 * look_up(noise(1.0, 12)[1], at)))
+    scene.blood[rows] += 0.2 * smoothstep(0.3, 0.7, radius) * smoothstep(1.4, 0.9, radius)
 
 
 def _cysts_and_openings(scene: Scene) -> None:
-    """Milia-like cysts are bright dots, comedo-like openings dark and larger ones; a hair cell has one or the other."""
-    at = scene.position(_ALL, 0.42)
-    tile = cells(0.45)
+    """Milia-like cysts are bright dots, comedo-like openings dark and larger ones."""
     rows = scene.where("milia_cysts")
-    chosen = look_up(tile[2], at[rows])
-    size = 0.15 + 0.14 * (chosen * 11 % 1)
-    cyst = smoothstep(size, size - 0.14, look_up(tile[0], at[rows])) * (chosen > 0.45) * scene.mask[rows]
-    scene.white[rows] = np.maximum(scene.white[rows], 0.82 * cyst)
+    at = scene.position(rows, 0.5)
+    chosen = look_up(cells(0.45)[2], at)
+    size = 0.16 + 0.16 * (chosen * 11 % 1)
+    cyst = smoothstep(size, size - 0.18, look_up(cells(0.45)[0], at)) * (chosen > 0.45) * scene.mask[rows]
+    scene.white[rows] = np.maximum(scene.white[rows], 0.8 * cyst)
     rows = scene.where("comedo_openings")
-    chosen = look_up(tile[2], at[rows])
-    size = 0.24 + 0.2 * (chosen * 11 % 1)
-    opening = smoothstep(size, size - 0.1, look_up(tile[0], at[rows])) * (chosen < 0.4) * scene.mask[rows]
-    scene.melanin[rows] += 1.5 * opening
+    at = scene.position(rows, 0.42)
+    chosen = look_up(cells(0.45)[2], at)
+    size = 0.22 + 0.24 * (chosen * 11 % 1)
+    opening = smoothstep(size, size - 0.16, look_up(cells(0.45)[0], at)) * (chosen < 0.4) * scene.mask[rows]
+    scene.melanin[rows] += 1.4 * opening
     scene.white[rows] *= 1 - opening
 
 
 def _vessels(scene: Scene) -> None:
-    at, fine, tile = scene.position(_ALL, 1.25), scene.position(_ALL, 0.95), scene.of_lesion.block(1)[:, 0]
-    lesion = smoothstep(1.25, 0.85, scene.radius)
+    """Arborising (branching), dotted, or strawberry: red lines around pale follicles."""
+    tile, lesion = scene.of_lesion.block(1)[:, 0], smoothstep(1.3, 0.85, scene.radius)
     rows = scene.where("vessels", 1)
     bank = trees()
-    which = (tile[rows] * len(bank)).astype(np.int32)[:, None, None] * bank[0].size
-    tree = bank.ravel().take(at[rows] + which)
-    scene.blood[rows] += 1.9 * tree * lesion[rows]
-    scene.melanin[rows] += 0.12 * tree * lesion[rows]
+    which = (tile[rows] * len(bank)).astype(np.intp)[:, None, None] * bank[0].size
+    tree = look_up(bank, scene.position(rows, 1.15) + which) * lesion[rows]
+    scene.blood[rows] += 1.7 * tree
+    scene.melanin[rows] += 0.15 * tree
     rows = scene.where("vessels", 2)
-    dots = cells(0.45)
-    dot = smoothstep(0.30, 0.16, look_up(dots[0], fine[rows])) * (look_up(dots[2], fine[rows]) < 0.75)
-    scene.blood[rows] += 1.5 * dot * smoothstep(0.15, 0.7, scene.mask[rows])
+    at = scene.position(rows, 0.95)
+    dot = smoothstep(0.34, 0.12, look_up(cells(0.45)[0], at)) * (look_up(cells(0.45)[2], at) < 0.7)
+    scene.blood[rows] += 1.3 * dot * smoothstep(0.15, 0.7, scene.mask[rows])
     rows = scene.where("vessels", 3)
-    wall, centre = look_up(cells(0.24)[1], fine[rows]), look_up(cells(0.24)[0], fine[rows])
-    scene.blood[rows] += 0.75 * smoothstep(0.34, 0.1, wall) * lesion[rows]
-    scene.white[rows] = np.maximum(scene.white[rows], 0.55 * smoothstep(0.26, 0.12, centre) * lesion[rows])
+    at = scene.position(rows, 0.85)
+    centre, chosen = look_up(cells(0.45)[0], at), look_up(cells(0.45)[2], at)
+    scene.blood[rows] += 0.8 * smoothstep(0.4, 0.05, look_up(cells(0.45)[1], at)) * lesion[rows]
+    follicle = (0.25 + 0.45 * chosen) * smoothstep(0.32, 0.1, centre) * lesion[rows]
+    scene.white[rows] = np.maximum(scene.white[rows], follicle)
 
 
 def _nests(scene: Scene) -> None:
-    at = scene.position(_ALL, 0.26, 1.5)
     rows = scene.where("ovoid_nests")
-    tile = cells(0.45)
-    chosen = look_up(tile[2], at[rows])
-    size = 0.26 + 0.26 * (chosen * 5 % 1)
-    nest = smoothstep(size, size - 0.16, look_up(tile[0], at[rows])) * (chosen < 0.6)
-    nest *= smoothstep(1.12, 0.95, scene.radius[rows])
-    scene.melanin[rows] += 0.6 * nest
-    scene.blue[rows] = np.maximum(scene.blue[rows], 0.72 * nest)
+    at = scene.position(rows, 0.26, 1.5)
+    chosen = look_up(cells(0.45)[2], at)
+    size = 0.3 + 0.3 * (chosen * 5 % 1)
+    ragged = look_up(cells(0.45)[0], at) + 0.06 * look_up(noise(1.0, 12)[3], scene.position(rows))
+    nest = smoothstep(size, size - 0.26, ragged) * (chosen < 0.5) * smoothstep(1.15, 0.85, scene.radius[rows])
+    scene.melanin[rows] += 0.55 * nest
+    scene.blue[rows] = np.maximum(scene.blue[rows], 0.6 * nest)
 
 
 def _lacunae(scene: Scene) -> None:
-    at = scene.position(_ALL, 0.3)
+    """Round red to purple lakes with paler walls between."""
     rows = scene.where("lacunae")
-    tile = cells(0.45)
-    wall, chosen = look_up(tile[1], at[rows]), look_up(tile[2], at[rows])
-    lacuna = smoothstep(0.03, 0.2, wall) * smoothstep(1.1, 0.95, scene.radius[rows])
-    scene.blood[rows] += lacuna * (0.9 + 0.9 * chosen) - 0.35 * scene.mask[rows] * (1 - lacuna)
-    scene.melanin[rows] += 0.5 * lacuna * (chosen > 0.6)
-    scene.blue[rows] += 0.3 * lacuna * (chosen > 0.6)
+    at = scene.position(rows, 0.34)
+    centre, wall, chosen = (look_up(tile, at) for tile in cells(0.45))
+    lake = smoothstep(0.8, 0.25, centre) * smoothstep(0.0, 0.22, wall) * smoothstep(1.15, 0.9, scene.radius[rows])
+    scene.blood[rows] += lake * (0.9 + 0.9 * chosen)
+    dark = lake * smoothstep(0.55, 0.9, chosen)
+    scene.melanin[rows] += 0.5 * dark
+    scene.blue[rows] += 0.3 * dark
 
 
 def _ulceration(scene: Scene) -> None:
-    where = scene.position(_ALL, 1.2)
-    extent = scene.of_lesion.uniform(0.1, 0.3)
+    extent = scene.of_lesion.uniform(0.05, 0.3)
     rows = scene.where("ulceration")
-    cloud, grain = look_up(noise(1.8, 4)[2], where[rows]), look_up(noise(0.8, 20)[0], where[rows])
-    crust = smoothstep(0.0, 0.1, extent[rows] + 0.22 * cloud - 0.6 * scene.radius[rows] + 0.1) * (
-        scene.radius[rows] < 1
-    )
-    scene.blood[rows] += crust * (1.5 + 0.3 * grain)
-    scene.melanin[rows] += crust * (0.55 + 0.3 * grain)
+    at, radius = scene.position(rows, 1.2), scene.radius[rows]
+    grain = look_up(noise(1.0, 12)[0], at)
+    crust = smoothstep(0.0, 0.18, extent[rows] + 0.2 * look_up(noise(1.6, 4)[2], at) - 0.6 * radius + 0.1)
+    crust *= smoothstep(1.1, 0.9, radius)
+    scene.blood[rows] += crust * (1.2 + 0.4 * grain)
+    scene.melanin[rows] += crust * (0.6 + 0.3 * grain)
     scene.white[rows] *= 1 - crust
     scene.blue[rows] *= 1 - crust
 
 
 def _scale(scene: Scene) -> None:
-    coarse, fine = scene.position(_ALL), scene.position(_ALL, 1.7)
     rows = scene.where("scale")
-    patch = smoothstep(0.1, 1.1, look_up(noise(1.6, 4)[3], coarse[rows]))
-    flake = smoothstep(-0.5, 1.0, look_up(noise(1.0, 12)[2], fine[rows]))
-    body = smoothstep(1.15, 0.8, scene.radius[rows])
-    scene.white[rows] = np.maximum(scene.white[rows], 0.85 * patch * flake * body)
+    patch = smoothstep(-0.1, 1.2, look_up(noise(1.6, 4)[3], scene.position(rows)))
+    flake = smoothstep(-0.8, 1.4, look_up(noise(1.0, 12)[2], scene.position(rows, 1.7)))
+    body = smoothstep(1.2, 0.8, scene.radius[rows])
+    scene.white[rows] = np.maximum(scene.white[rows], 0.9 * patch * flake * body)

@@ -72,14 +72,17 @@ def _tree(rng: np.random.Generator) -> np.ndarray:
 
 def index(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Flat position in a tile of the points (u, v), in periods; both at least -16."""
-    column = ((u + 16) * TEXELS).astype(np.int32) & (TEXELS - 1)
-    row = ((v + 16) * TEXELS).astype(np.int32) & (TEXELS - 1)
-    return row * TEXELS + column
+    column = ((u + 16) * TEXELS).astype(np.int32)
+    row = ((v + 16) * TEXELS).astype(np.int32)
+    column &= TEXELS - 1
+    row &= TEXELS - 1
+    row *= TEXELS
+    return (row + column).astype(np.intp)
 
 
 def look_up(tile: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Values of one tile at flat positions."""
-    return tile.ravel().take(position)
+    return tile.ravel().take(position, mode="wrap")  # positions are in range: wrap only spares numpy's slower check
 
 
 def _frozen(tiles: np.ndarray) -> np.ndarray:
