@@ -364,6 +364,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             parameters["random_state"] = None
         document = {
             "cbdc_version": __version__,
+            "classes": [str(label) for label in self.classes_],
             "parameters": parameters,
             "head": head_document,
             "conformal": conformal_document,
@@ -402,6 +403,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             clf = cls(**(document["parameters"] | parameters))
             clf.head_ = HEADS[clf.head].from_state(_part(arrays, "head."), document["head"])
             clf.classes_ = clf.head_.classes_
+            if [str(label) for label in clf.classes_] != document["classes"]:
+                raise ModelFileError(f"{name}: the head's classes are in another order than the model's. Fit again.")
             clf.conformal_ = ConformalClassifier.from_state(
                 _part(arrays, "conformal."), document["conformal"], estimator=clf.head_
             )
