@@ -1,11 +1,13 @@
 """Everything that does not depend on the diagnosis: skin, hair, gel, light, lens and sensor."""
 
+from functools import lru_cache
+
 import numpy as np
 
-from .scene import Scene, smoothstep
+from .scene import Lesions, Scene, smoothstep
 from .textures import cells, index, look_up, noise, trees
 
-__all__ = ["develop", "paint_skin"]
+__all__ = ["photograph"]
 
 # Optical density of skin melanin by Fitzpatrick type I to VI
 _MELANIN = np.array([0.05, 0.11, 0.22, 0.42, 0.75, 1.15], dtype=np.float32)
@@ -15,59 +17,87 @@ _BY_MELANIN = (0.52, 0.86, 1.06)
 _BY_BLOOD = (0.17, 0.80, 0.53)
 _WHITE = (0.95, 0.87, 0.82)
 _BLUE = (0.46, 0.48, 0.57)
+_CAST = (0.06, 0.055, 0.11)
 _N_HAIRS = 28
 
 
-def paint_skin(scene: Scene, skin_type: np.ndarray) -> None:
-    """Background pigment, flush, furrows, small vessels and freckles; skin types are 1 to 6."""
-    draws, rows = scene.of_image, slice(None)
-    tone = _MELANIN[skin_type - 1][:, None, None] * draws.uniform(0.8, 1.25)
-    at = scene.position(rows)
-    mottle, flush = look_up(noise(1.1, 4)[0], at), look_up(noise(1.3, 3)[3], at)
-    furrow = smoothstep(0.2, 0.02, look_up(cells(0.45)[1], scene.position(rows, 1.3, 0.6)))
-    scene.melanin += tone * (1 + 0.05 * mottle + draws.uniform(0.0, 0.12) * furrow) + 0.018 * mottle
-    scene.blood += draws.uniform(0.06, 0.34) * (1 + draws.uniform(0.05, 0.22) * flush)
-    flushed = np.flatnonzero(draws.chance(0.4))
-    capillary = look_up(trees()[0], scene.position(flushed, 0.9)) * (1 - 0.8 * scene.mask[flushed])
-    scene.blood[flushed] += draws.uniform(0.05, 0.35)[flushed] * capillary
-    freckled = np.flatnonzero(draws.chance(0.3))
-    at = scene.position(freckled, 0.5)
-    few = look_up(cells(0.45)[2], at) < 0.25
-    spots = smoothstep(0.4, 0.0, look_up(cells(0.45)[0], at)) * few
-    scene.melanin[freckled] += draws.uniform(0.1, 0.35)[freckled] * spots
-
-
-def develop(scene: Scene) -> np.ndarray:
-    """Photograph the scene: uint8 (n, size, size, 3)."""
+def photograph(scene: Scene, lesions: Lesions, skin_type: np.ndarray) -> np.ndarray:
+    """Lay the lesions into skin of Fitzpatrick types 1 to 6 and photograph them: uint8 (n, size, size, 3)."""
+    melanin, blood = _skin(scene, lesions, skin_type)
+    white = lesions.spread(np.clip(lesions.white, 0, 0.92), like=melanin)
+    blue = lesions.spread(np.clip(lesions.blue, 0, 0.8), like=melanin)
+    depth = np.exp(-0.75 * melanin)
+    deep, pale = blue * (0.45 + 0.75 * depth), white * (0.55 + 0.45 * depth)
+    kept = (1 - blue) * (1 - white)
+    deep *= 1 - white
     hair, hair_tone = _hair(scene)
-    glare, shade = _gel(scene)
-    light, vignette = _light(scene)
-    ruler = _ruler(scene)
+    hairy = np.flatnonzero(hair.any(axis=(1, 2)))
+    hair = hair[hairy]
+    light, glare, wet = _light(scene)
     grain = _grain(scene)
-    white, blue = np.clip(scene.white, 0, 0.92), np.clip(scene.blue, 0, 0.8)
-    tints = scene.of_image.block(3)
-    cast = 1 + np.array([0.06, 0.055, 0.11]) * (2 * tints - 1)
+    cast = 1 + np.array(_CAST) * (2 * scene.of_image.block(3) - 1)
     blur = scene.of_image.uniform(0.05, 0.3)
-    image = np.empty((*scene.mask.shape, 3), dtype=np.uint8)
-    depth = np.exp(-0.75 * np.maximum(scene.melanin, 0))
+    image = np.empty((*melanin.shape, 3), dtype=np.uint8)
     for channel in range(3):
-        value = _BARE[channel] * np.exp(
-            -_BY_MELANIN[channel] * scene.melanin - _BY_BLOOD[channel] * np.maximum(scene.blood, 0)
-        )
-        value += blue * (_BLUE[channel] * (0.45 + 0.75 * depth) - value)
-        value += white * (_WHITE[channel] * (0.55 + 0.45 * depth) - value)
-        value += hair * (hair_tone[:, channel, None, None] - value)
-        value = value * light * shade * cast[:, channel, None, None].astype(np.float32)
-        value += glare * (1 - value)
-        value *= ruler
-        value = _soften(value, blur) * vignette + grain
-        image[..., channel] = np.clip(value * 255 + 0.5, 0, 255)
+        value = melanin * -_BY_MELANIN[channel]
+        value -= blood * _BY_BLOOD[channel]
+        np.exp(value, out=value)
+        value *= kept
+        value *= _BARE[channel]
+        value += deep * _BLUE[channel]
+        value += pale * _WHITE[channel]
+        value[hairy] += hair * (hair_tone[hairy, channel, None, None] - value[hairy])
+        value *= light
+        value *= cast[:, channel, None, None].astype(np.float32)
+        value[wet] += glare * (1 - value[wet])
+        _soften(value, blur)
+        value += grain
+        value *= 255
+        image[..., channel] = np.clip(value, 0, 255, out=value)
     return image
+
+
+def _skin(scene: Scene, lesions: Lesions, skin_type: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Melanin and blood of the lesions and of the skin around: flush, furrows, small vessels, freckles."""
+    draws = scene.of_image
+    tone = _MELANIN[skin_type - 1][:, None, None] * draws.uniform(0.8, 1.25)
+    at = _on_skin(scene, slice(None), 1.0)
+    mottle, flush = look_up(noise(1.1, 4)[0], at), look_up(noise(1.3, 3)[3], at)
+    furrow = look_up(_furrows(), _on_skin(scene, slice(None), 1.2))
+    melanin = lesions.spread(lesions.melanin, like=mottle)
+    melanin += tone * (1 + draws.uniform(0.0, 0.12) * furrow)
+    melanin += (0.05 * tone + 0.018) * mottle
+    flush *= draws.uniform(0.05, 0.22)
+    flush += 1
+    flush *= draws.uniform(0.06, 0.34)
+    blood = lesions.spread(lesions.blood, like=mottle)
+    blood += flush
+    outside = lesions.spread(-0.8 * lesions.mask, like=mottle)
+    flushed, amount = np.flatnonzero(draws.chance(0.4)), draws.uniform(0.05, 0.35)
+    capillary = look_up(trees()[0], _on_skin(scene, flushed, 0.9)) * (1 + outside[flushed])
+    blood[flushed] += amount[flushed] * capillary
+    freckled, amount = np.flatnonzero(draws.chance(0.3)), draws.uniform(0.1, 0.35)
+    at = _on_skin(scene, freckled, 0.5)
+    few = look_up(cells(0.45)[2], at) < 0.25
+    melanin[freckled] += amount[freckled] * smoothstep(0.4, 0.0, look_up(cells(0.45)[0], at)) * few
+    return np.maximum(melanin, 0, out=melanin), np.maximum(blood, 0, out=blood)
+
+
+@lru_cache
+def _furrows() -> np.ndarray:
+    return smoothstep(0.2, 0.02, cells(0.45)[1])
+
+
+def _on_skin(scene: Scene, rows: np.ndarray | slice, zoom: float) -> np.ndarray:
+    """Positions in a texture that sticks to the skin; each call moves to another part of the tile."""
+    right, down = scene.of_lesion.uniform(), scene.of_lesion.uniform()
+    half = np.float32(zoom / 2)
+    return index(scene.u[rows] * half + right[rows], scene.v[rows] * half + down[rows])
 
 
 def _hair(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Opacity and colour of the hairs: curved strokes, drawn as chains of points, each shared out among four pixels."""
-    draws, (n, size) = scene.of_image, scene.mask.shape[:2]
+    draws, (n, size) = scene.of_image, scene.u.shape[:2]
     amount, kind, thick = draws.block(3).T
     count = np.where(amount < 0.55, 0, np.where(amount < 0.9, (amount - 0.55) * 28, (amount - 0.9) * 180 + 9)).astype(
         int
@@ -77,7 +107,7 @@ def _hair(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     image, hair = np.nonzero(np.arange(_N_HAIRS) < count[:, None])
     tone = np.where(kind[:, None] < 0.75, [0.09, 0.06, 0.05], [0.45, 0.33, 0.22]).astype(np.float32)
     if image.size == 0:
-        return np.zeros_like(scene.mask), tone
+        return np.zeros_like(scene.u), tone
     t = np.linspace(0, 1, int(1.6 * size))
     angle = 2 * np.pi * common[image, 0] + 2.2 * (heading[image, hair] - 0.5)
     angle = angle[:, None] + 2.4 * (bend[image, hair, None] - 0.5) * t
@@ -94,57 +124,60 @@ def _hair(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
             inside = (c >= 0) & (c < size) & (r >= 0) & (r < size)
             flat = (image[:, None] * size + r) * size + c
             canvas += np.bincount(flat[inside].astype(np.int64), share[inside], minlength=canvas.size)
-    return np.minimum(canvas, 0.9).astype(np.float32).reshape(scene.mask.shape), tone
+    return np.minimum(canvas, 0.9).astype(np.float32).reshape(scene.u.shape), tone
 
 
-def _gel(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Bubbles of the immersion gel (bright rim, faint shade inside) and specular points; light added, light kept."""
-    draws, x = scene.of_image, scene.x
-    glare, shade = np.zeros_like(scene.mask), np.ones_like(scene.mask)
-    wet = draws.chance(0.14)
-    for _ in range(4):
-        where, radius = 2 * draws.block(2) - 1, draws.uniform(0.03, 0.15)
-        rows = np.flatnonzero(wet & draws.chance(0.6))
-        dx, dy = (x - where[rows, :1])[:, None, :], (x - where[rows, 1:])[:, :, None]
-        ring = (np.sqrt(dx * dx + dy * dy) / radius[rows]).astype(np.float32)
-        lit = (0.55 + 0.45 * np.sign(-dx - dy)) * smoothstep(0.2, 0.0, np.abs(ring - 0.9))
-        spot = smoothstep(0.22, 0.1, np.hypot(dx / radius[rows] + 0.4, dy / radius[rows] + 0.4))
-        glare[rows] = np.maximum(glare[rows], 0.4 * lit + 0.6 * spot)
-        shade[rows] *= 1 - 0.12 * smoothstep(1.05, 0.9, ring)
-    rows = np.flatnonzero(draws.chance(0.3))
-    shiny = look_up(noise(0.6, 25)[1], index(scene.u[rows] / 2, scene.v[rows] / 2))
-    glare[rows] += 0.4 * smoothstep(2.8, 4.0, shiny)
-    return glare, shade
+def _light(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Light that reaches each pixel; light that gel bubbles mirror, and the rows of the images that have them.
 
-
-def _light(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Exposure with fall-off and tilt, and the round dark field stop that some dermatoscopes show."""
+    Exposure falls off and tilts; some dermatoscopes show a round dark field stop, some a ruler.
+    """
     draws, x = scene.of_image, scene.x
     squares = x * x
     away = squares + squares[:, None]
     light = draws.uniform(0.92, 1.12) * (1 - draws.uniform(0.0, 0.14) * away)
     light += draws.uniform(-0.05, 0.05) * x + draws.uniform(-0.05, 0.05) * x[:, None]
-    stopped = draws.chance(0.22)[:, None, None]
-    edge = np.where(stopped, draws.uniform(0.98, 1.28), np.float32(3))
-    stop = smoothstep(edge + 0.025, edge - 0.025, np.sqrt(away))
-    return light, 0.03 + 0.97 * stop
+    stopped, edge = np.flatnonzero(draws.chance(0.22)), draws.uniform(0.98, 1.28)
+    stop = smoothstep(edge[stopped] + 0.025, edge[stopped] - 0.025, np.sqrt(away))
+    light[stopped] *= 0.03 + 0.97 * stop
+    _ruler(scene, light)
+    wet = np.flatnonzero(draws.chance(0.2))
+    glare = _bubbles(scene, light, wet)
+    return light, glare, wet
 
 
-def _ruler(scene: Scene) -> np.ndarray:
-    """Ticks along one of the four sides of some images; light kept."""
+def _bubbles(scene: Scene, light: np.ndarray, wet: np.ndarray) -> np.ndarray:
+    """Gel bubbles (a bright rim, a faint shade inside) and specular points; light that is mirrored."""
+    draws, x = scene.of_image, scene.x
+    shiny = look_up(noise(0.6, 25)[1], index(scene.u[wet] / 2, scene.v[wet] / 2))
+    glare = 0.4 * smoothstep(2.8, 4.0, shiny)
+    for _ in range(4):
+        where, radius, there = 2 * draws.block(2) - 1, draws.uniform(0.03, 0.15), draws.chance(0.6)
+        part = np.flatnonzero(there[wet])
+        rows = wet[part]
+        dx = (x - where[rows, :1]).astype(np.float32)[:, None, :] / radius[rows]
+        dy = (x - where[rows, 1:]).astype(np.float32)[:, :, None] / radius[rows]
+        ring = np.sqrt(dx * dx + dy * dy)
+        lit = np.where(dx + dy < 0, np.float32(0.4), np.float32(0.04)) * smoothstep(0.2, 0.0, np.abs(ring - 0.9))
+        spot = 0.6 * smoothstep(0.05, 0.01, (dx + 0.4) ** 2 + (dy + 0.4) ** 2)
+        glare[part] = np.maximum(glare[part], lit + spot)
+        light[rows] *= 1 - 0.12 * smoothstep(1.05, 0.9, ring)
+    return glare
+
+
+def _ruler(scene: Scene, light: np.ndarray) -> None:
+    """Ticks along one of the four sides of some images."""
     draws, x = scene.of_image, scene.x
     inked, side = draws.chance(0.12), (4 * draws.block(1)[:, 0]).astype(int)
     pitch, start, tall = draws.uniform(9, 14), draws.uniform(), draws.uniform(0.06, 0.13)
-    kept = np.ones_like(scene.mask)
     for direction in range(4):
         rows = np.flatnonzero(inked & (side == direction))
         phase = x * pitch[rows] + start[rows]
         tick = smoothstep(0.14, 0.06, np.abs(phase % 1 - 0.5))
         long = 1 + 0.7 * (np.floor(phase) % 5 == 0)
-        inside = smoothstep(0.0, 0.02, x[:, None] * (1 if direction % 2 else -1) - 1 + tall[rows] * long)
-        ink = 0.8 * tick * inside
-        kept[rows] -= ink if direction < 2 else ink.swapaxes(1, 2)
-    return kept
+        depth = x[:, None] * (1 if direction % 2 else -1) - 1 + tall[rows] * long
+        ink = 0.8 * tick * smoothstep(0.0, 0.02, depth)
+        light[rows] *= 1 - (ink if direction < 2 else ink.swapaxes(1, 2)).astype(np.float32)
 
 
 def _grain(scene: Scene) -> np.ndarray:
@@ -156,11 +189,11 @@ def _grain(scene: Scene) -> np.ndarray:
     return draws.uniform(0.004, 0.014) * look_up(noise(0.2, 30)[2], at)
 
 
-def _soften(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Three-point blur along both axes; weight is the share of the two neighbours."""
+def _soften(value: np.ndarray, weight: np.ndarray) -> None:
+    """Three-point blur along both axes, in place; weight is the share of the two neighbours."""
     for axis in (1, 2):
         lines = value.swapaxes(1, axis)
-        step = np.diff(lines, axis=1) * (weight / 2)
+        step = np.diff(lines, axis=1)
+        step *= weight / 2
         lines[:, :-1] += step
         lines[:, 1:] -= step
-    return value

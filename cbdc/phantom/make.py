@@ -11,10 +11,10 @@ from sklearn.utils import check_random_state
 from ..datasets import LesionDataset
 from ..errors import DatasetError
 from ..taxonomy import get_taxonomy, suggestion
-from .camera import develop, paint_skin
+from .camera import photograph
 from .law import CLASSES, CONCEPTS, DEFAULT_PRIOR, class_posterior, concept_tables
-from .scene import N_UNIFORMS, make_scene
-from .structures import paint_lesion
+from .scene import N_UNIFORMS, make_scene, outline_lesions
+from .structures import paint_lesions
 
 __all__ = ["make_lesions"]
 
@@ -149,10 +149,10 @@ def _paint(codes: np.ndarray, skin_type: np.ndarray, lesions: np.ndarray, images
     for start in range(0, len(codes), step):
         part = slice(start, start + step)
         levels = {concept.name: codes[part, j] for j, concept in enumerate(CONCEPTS)}
-        scene = make_scene(levels, lesions[part], images[part], size)
-        paint_lesion(scene)
-        paint_skin(scene, skin_type[part])
-        pixels[part] = develop(scene)
+        scene = make_scene(lesions[part], images[part], size)
+        outlined = outline_lesions(scene, levels)
+        paint_lesions(outlined)
+        pixels[part] = photograph(scene, outlined, skin_type[part])
     return pixels
 
 
