@@ -119,7 +119,7 @@ def test_links_out_of_the_root_are_refused(tmp_path, linked):
     (tmp_path / "outside").mkdir()
     os.replace(root / linked, tmp_path / "outside" / "moved")
     os.symlink(tmp_path / "outside" / "moved", root / linked)
-    with pytest.raises(DatasetError, match=r"link that leads out of the root|no image file"):
+    with pytest.raises(DatasetError, match="link that leads out of the root"):
         load_dataset("csv", root)
 
 

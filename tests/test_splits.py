@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbdc.datasets import LesionDataset, check_leakage, load_dataset
+from cbdc.datasets.splits import assign_parts
 from cbdc.errors import DatasetError, LeakageError
 from tests.strategies import lesion_frames
 
@@ -119,17 +120,13 @@ def test_single_images_are_dealt_within_one_of_the_target(counts, seed):
             assert abs((part.labels == f"c{i}").sum() - size * n) < 2
 
 
-def test_seed_changes_the_split_even_when_no_two_patients_are_alike():
-    frame = pd.DataFrame({"patient_id": np.repeat([f"P{i:02d}" for i in range(30)], range(1, 31))})
-    frame = frame.assign(image=[f"i{i:03d}" for i in range(len(frame))], label="nv")
-    lesions = dataset(frame)
-    big = [
-        next(p for p, part in enumerate(lesions.split(random_state=s)) if "P29" in set(part.frame["patient_id"]))
-        for s in range(200)
-    ]
-    share = np.bincount(big, minlength=3) / 200
-    # the patient with the most images is in each part as often as the part is large: bands of 4 standard errors
-    np.testing.assert_allclose(share, [0.6, 0.2, 0.2], atol=4 * np.sqrt(0.6 * 0.4 / 200))
+def test_every_patient_is_in_a_part_as_often_as_the_part_is_large():
+    """Also the patient with the most images, and where no two patients are alike: bands of 4 standard errors."""
+    patients = np.repeat(np.arange(30), np.arange(1, 31))
+    names = [f"i{i:03d}" for i in range(len(patients))]
+    parts = [assign_parts(patients, patients % 2, names, (0.6, 0.2, 0.2), seed)[-1] for seed in range(400)]
+    share = np.bincount(parts, minlength=3) / 400
+    np.testing.assert_allclose(share, [0.6, 0.2, 0.2], atol=4 * np.sqrt(0.6 * 0.4 / 400))
 
 
 def test_lesions_numbered_anew_for_each_patient_are_read_within_the_patient():
@@ -203,13 +200,13 @@ def test_one_per_draws_one_of_each_unit_whatever_the_order(frame, seed):
     assert drawn == names(dataset(frame[::-1], duplicates=pairs).one_per(random_state=seed))
 
 
-def test_one_per_draws_every_image_of_a_unit_equally_often():
-    frame = pd.DataFrame({"image": list("abcde"), "lesion_id": ["L1"] * 3 + ["L2"] * 2, "label": "nv"})
-    lesions = dataset(frame)
-    drawn = pd.Series([name for s in range(600) for name in lesions.one_per(random_state=s).frame["image"]])
-    share = drawn.value_counts() / 600
-    np.testing.assert_allclose(share[list("abc")], 1 / 3, atol=4 * np.sqrt(2 / 9 / 600))
-    np.testing.assert_allclose(share[list("de")], 1 / 2, atol=4 * np.sqrt(1 / 4 / 600))
+@pytest.mark.parametrize("k", [2, 3])
+def test_one_per_draws_every_image_of_a_unit_equally_often(k):
+    n = 3000
+    frame = pd.DataFrame({"lesion_id": np.repeat([f"L{i}" for i in range(n)], k), "which": np.tile(range(k), n)})
+    frame = frame.assign(image=[f"i{i:05d}" for i in range(n * k)], label="nv")
+    drawn = dataset(frame).one_per(random_state=0).frame["which"]
+    np.testing.assert_allclose(np.bincount(drawn) / n, 1 / k, atol=4 * np.sqrt((k - 1) / k**2 / n))
 
 
 @pytest.mark.parametrize(

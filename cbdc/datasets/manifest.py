@@ -129,11 +129,7 @@ class ImageFinder:
 
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
         self.root = Path(os.path.realpath(root))
-        self.folders = list(
-            dict.fromkeys(
-                f for pattern in folders for f in sorted(root.glob(pattern)) if f.is_dir() and inside(f, root)
-            )
-        )
+        self.folders = list(dict.fromkeys(f for pattern in folders for f in sorted(root.glob(pattern)) if f.is_dir()))
         self._by_name: dict[str, Path | None] = {}
         for folder in self.folders:
             here: dict[str, Path | None] = {}
