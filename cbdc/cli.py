@@ -194,10 +194,11 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _datasets(arguments: argparse.Namespace) -> None:
-    from .datasets import describe_datasets
+    from .datasets import DATASETS
 
     if arguments.dataset is None:
-        print(describe_datasets())
+        for name, layout in DATASETS.items():
+            print(f"{name:<16}{layout.__doc__}")
     else:
         print(_load(arguments))
 

@@ -8,7 +8,7 @@ import cbdc
 PACKAGE = Path(cbdc.__file__).parent
 FLOORS = {
     "errors": 0,
-    "taxonomy": 0,
+    "taxonomy": 1,
     "images": 1,
     "perturb": 1,
     "metrics": 1,

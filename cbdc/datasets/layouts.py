@@ -136,12 +136,14 @@ def _assemble(name: str, root: Path, manifest: _Manifest, missing: str) -> Lesio
 
 
 def _ham10000(root: Path) -> _Manifest:
+    """HAM10000: HAM10000_metadata.csv and its image folders; 7 diagnoses, lesions."""
     names = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab", "labels.csv")
     folders = ("images", "HAM10000_images_part_[12]", "ham10000_images_part_[12]")
     return _Manifest(*_open(root, "ham10000", *names), folders, get_taxonomy("ham10000"), KNOWN_DUPLICATES)
 
 
 def _ph2(root: Path) -> _Manifest:
+    """PH2: PH2_dataset.txt or .xlsx and IMDxxx folders; common nevus, atypical nevus, melanoma."""
     folders = ("images", "PH2 Dataset images/*/*_Dermoscopic_Image")
     path = find_file(root, "PH2_dataset.txt", "PH2_dataset.xlsx")
     if path is None:
@@ -153,6 +155,7 @@ def _ph2(root: Path) -> _Manifest:
 
 
 def _isic2018(root: Path, part: str = "Training") -> _Manifest:
+    """ISIC 2018 Task 3: one-hot ground truth; 7 diagnoses, lesions where the groupings file is there."""
     truth = f"ISIC2018_Task3_{part}_GroundTruth.csv"
     table, source = _open(root, "isic2018", truth, "labels.csv")
     table = _with_labels(table, source)
@@ -162,6 +165,7 @@ def _isic2018(root: Path, part: str = "Training") -> _Manifest:
 
 
 def _isic2019(root: Path, part: str = "Training") -> _Manifest:
+    """ISIC 2019: one-hot ground truth and metadata; 8 diagnoses, lesions."""
     table, source = _open(root, "isic2019", f"ISIC_2019_{part}_GroundTruth.csv", "labels.csv")
     table = _joined(_with_labels(table, source), root, f"ISIC_2019_{part}_Metadata.csv")
     folders = ("images", f"ISIC_2019_{part}_Input", f"ISIC_2019_{part}_Input/ISIC_2019_{part}_Input")
@@ -169,6 +173,7 @@ def _isic2019(root: Path, part: str = "Training") -> _Manifest:
 
 
 def _isic2020(root: Path) -> _Manifest:
+    """ISIC 2020 (SIIM): train.csv with target and patient_id; benign or malignant."""
     names = ("train.csv", "ISIC_2020_Training_GroundTruth_v2.csv", "ISIC_2020_Training_GroundTruth.csv", "labels.csv")
     table, source = _open(root, "isic2020", *names)
     if "label" not in table and "target" in table:
@@ -183,12 +188,14 @@ def _isic2020(root: Path) -> _Manifest:
 
 
 def _pad_ufes_20(root: Path) -> _Manifest:
+    """PAD-UFES-20: metadata.csv; 6 diagnoses, patients, Fitzpatrick skin type."""
     folders = ("images", "imgs_part_[123]", "imgs_part_[123]/imgs_part_[123]", "images/imgs_part_[123]")
     table, source = _open(root, "pad_ufes_20", "metadata.csv", "labels.csv")
     return _Manifest(table, source, folders, get_taxonomy("pad_ufes_20"))
 
 
 def _fitzpatrick17k(root: Path, label: str = "label") -> _Manifest:
+    """Fitzpatrick17k: its csv with md5hash; 114, 9 or 3 labels, Fitzpatrick skin type."""
     levels = ("label", "nine_partition_label", "three_partition_label")
     if label not in levels:
         raise DatasetError(f"fitzpatrick17k: label={label!r}{suggestion(label, levels)}.")
@@ -204,6 +211,7 @@ def _fitzpatrick17k(root: Path, label: str = "label") -> _Manifest:
 
 
 def _derm7pt(root: Path) -> _Manifest:
+    """Derm7pt: meta.csv; diagnosis and the seven-point criteria."""
     table, source = _open(root, "derm7pt", "meta.csv", "labels.csv")
     if "image" not in table and "derm" in table:
         table = table.rename(columns={"derm": "image", "diagnosis": "label"})
@@ -211,10 +219,12 @@ def _derm7pt(root: Path) -> _Manifest:
 
 
 def _csv(root: Path, file: str = "labels.csv", taxonomy: Taxonomy | None = None) -> _Manifest:
+    """Your own labels.csv with the columns image and label, and patient_id or lesion_id where known."""
     return _Manifest(*_open(root, "csv", file), ("images",), taxonomy, stem_is_name=False)
 
 
 def _folder(root: Path, taxonomy: Taxonomy | None = None) -> _Manifest:
+    """Your own folders of images, one for each diagnosis."""
     rows = []
     others = sorted(f.name for f in root.iterdir() if f.is_file() and not f.name.startswith("."))
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
@@ -232,6 +242,7 @@ def _folder(root: Path, taxonomy: Taxonomy | None = None) -> _Manifest:
 
 
 def _medmnist(root: Path, file: str | None = None) -> LesionDataset:
+    """MedMNIST: dermamnist .npz."""
     listed = [root / file] if file else sorted(root.glob("*.npz"))
     if len(listed) != 1 or not listed[0].is_file() or not inside(listed[0], root):
         found = ", ".join(path.name for path in sorted(root.glob("*.npz"))) or "none"
