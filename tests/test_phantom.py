@@ -218,6 +218,12 @@ def test_the_first_images_of_more_are_the_same(image_size):
     assert more.frame[:13].equals(fewer.frame)
 
 
+def test_painting_one_by_one_is_painting_together(monkeypatch):
+    together = make_lesions(30, image_size=48, random_state=6)
+    monkeypatch.setattr("cbdc.phantom.make._CHUNK_PIXELS", 1)
+    np.testing.assert_array_equal(make_lesions(30, image_size=48, random_state=6).images, together.images)
+
+
 def test_random_state_decides_the_bytes():
     def images(random_state):
         return make_lesions(3, image_size=32, random_state=random_state).images.tobytes()
