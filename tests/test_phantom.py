@@ -6,7 +6,8 @@ from hypothesis import given
 from scipy.stats import binom
 from strategies import concept_laws
 
-from cbdc.errors import DatasetError
+from cbdc.datasets import check_leakage
+from cbdc.errors import DatasetError, LeakageError
 from cbdc.phantom import CLASSES, CONCEPTS, DEFAULT_PRIOR, class_posterior, concept_tables, make_lesions
 from theory.phantom_posterior import bayes_accuracy, joint_distribution, posterior, posterior_of_levels
 
@@ -199,7 +200,9 @@ def test_images_of_a_lesion_share_it_and_differ():
     assert_counts(frame["lesion_id"].nunique() - 1, 399, 1 / 2)
     assert_counts(frame["patient_id"].nunique() - 1, 399, 1 / 6)
     assert frame["image"].is_unique
-    assert frame.loc[0, ["patient_id", "lesion_id"]].tolist() == ["P00001", "L000001"]
+    check_leakage(lesions, make_lesions(50, image_size=16, random_state=1))  # people of two seeds are other people
+    with pytest.raises(LeakageError):
+        check_leakage(lesions, make_lesions(50, image_size=16, random_state=0))
     assert (lesions.name, lesions.unit, lesions.synthetic) == ("phantom", "patient", True)
     assert lesions.taxonomy.malignant("mel")
 

@@ -121,11 +121,12 @@ def make_lesions(
     )
     codes = np.where(known >= 0, known, codes)
     pixels = _paint(codes, skin_type, of_lesion[:, 1 + len(tables) :], images.random((n, N_UNIFORMS)), size)
+    run = f"{seed:08x}"  # people of two seeds are other people
     frame = pd.DataFrame(
         {
-            "image": [f"phantom_{i:06d}" for i in range(1, n + 1)],
-            "patient_id": [f"P{i:05d}" for i in patient + 1],
-            "lesion_id": [f"L{i:06d}" for i in lesion + 1],
+            "image": [f"phantom_{run}_{i:06d}" for i in range(1, n + 1)],
+            "patient_id": [f"P{run}_{i:05d}" for i in patient + 1],
+            "lesion_id": [f"L{run}_{i:06d}" for i in lesion + 1],
             "skin_type": skin_type.astype(np.float64),
             **{concept.name: np.array(concept.levels)[codes[:, j]] for j, concept in enumerate(CONCEPTS)},
         }
