@@ -1,0 +1,274 @@
+"""`ImageEmbedder`: images to embeddings, as a scikit-learn transformer."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils._param_validation import Interval, Options, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from tqdm import tqdm
+
+from ..errors import ImageError
+from ..images import LesionImage, image_sha256, read_images, refusal_message, resize
+from .cache import EmbeddingCache
+from .engines import make_engine, n_processors
+from .networks import create_backbone
+
+_MAX_LISTED = 10  # refused images named in one message
+
+
+class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Turn images into embeddings: the features of a frozen network.
+
+    Decoding and resizing run in threads, one batch ahead of the network.
+
+    Parameters
+    ----------
+    backbone : str, default="efficientnet_lite0"
+        Name of the network, see `list_backbones`; ``"timm:<model>"`` with the extra ``timm``.
+    weights : str or Path, default="default"
+        ``"default"``, a file, or ``"random"`` (for tests of software only), see `create_backbone`.
+    batch_size : int, default=32
+        Images that the network sees at once.
+    resize : {"squash", "crop"}, default="squash"
+        ``"squash"`` resizes the whole image to the network's square input; ``"crop"`` resizes its shorter side and
+        takes the middle.
+    cache_dir : str, Path or None, default=None
+        Folder that keeps embeddings between runs, by the sha256 of the image. A run that was killed resumes where it
+        was. Embeddings are made from images of patients: guard the folder as you guard those.
+    engine : {"auto", "onnx", "torch"}, default="auto"
+        ``"torch"`` uses CUDA where there is some; ``"onnx"`` is ONNX Runtime on the CPU, several times as fast there
+        (embeddings agree to 1e-4). ``"auto"`` takes torch with CUDA, and otherwise ONNX Runtime.
+    n_jobs : int or None, default=None
+        Threads that decode; None or -1 takes one for each processor that this process may use.
+    verbose : bool, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    backbone_ : Backbone
+    engine_ : str
+        ``"onnx"``, ``"torch"`` or ``"torch-cuda"``.
+    fingerprint_ : str
+        Sha256 (hex) of weights and preprocessing: embeddings of one fingerprint may be mixed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cbdc.backbones import ImageEmbedder
+    >>> photos = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), dtype=np.uint8)
+    >>> embeddings = ImageEmbedder().fit_transform(photos)
+    >>> embeddings.shape, embeddings.dtype
+    ((3, 1280), dtype('float32'))
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "backbone": [str],
+        "weights": [str, os.PathLike],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "resize": [StrOptions({"squash", "crop"})],
+        "cache_dir": [str, os.PathLike, None],
+        "engine": [StrOptions({"auto", "onnx", "torch"})],
+        "n_jobs": [Interval(Integral, 1, None, closed="left"), Options(Integral, {-1}), None],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        backbone: str = "efficientnet_lite0",
+        *,
+        weights: str | Path = "default",
+        batch_size: int = 32,
+        resize: str = "squash",
+        cache_dir: str | Path | None = None,
+        engine: str = "auto",
+        n_jobs: int | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.backbone = backbone
+        self.weights = weights
+        self.batch_size = batch_size
+        self.resize = resize
+        self.cache_dir = cache_dir
+        self.engine = engine
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.requires_fit = True
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "fingerprint_")
+
+    def fit(self, X: Any = None, y: Any = None) -> "ImageEmbedder":
+        """Load the network; the images are not looked at.
+
+        Parameters
+        ----------
+        X, y : ignored
+
+        Returns
+        -------
+        ImageEmbedder
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            For an unknown backbone or parameter.
+        MissingWeightsError, ModelFileError
+            If the weights are not on this machine, or not those of the backbone.
+        """
+        self._validate_params()
+        self.backbone_ = create_backbone(self.backbone, self.weights)
+        self._engine = make_engine(self.backbone_, self.engine, self._cache_folder())
+        self.engine_ = self._engine.name
+        self._n_features_out = self.backbone_.n_features
+        preprocessing = {"resize": self.resize, "filter": "bilinear"}
+        identity = json.dumps([self.backbone_.fingerprint, preprocessing], sort_keys=True)
+        self.fingerprint_ = hashlib.sha256(identity.encode()).hexdigest()
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embed images, all of which must be readable.
+
+        Parameters
+        ----------
+        X : data set, sequence of n images, or uint8 array of shape (n, H, W, 3)
+            An image is a path, the bytes of a file, a uint8 array (H, W, 3) or a `LesionImage`; a data set is
+            anything with `.images`.
+
+        Returns
+        -------
+        ndarray of shape (n, n_features), float32
+            In the order of the images; a row does not depend on the others beyond rounding (1e-5).
+
+        Raises
+        ------
+        ImageError
+            If images cannot be used; the message lists them. `embed` gives such images NaN rows instead.
+        """
+        embeddings, refusals = self.embed(X)
+        if refusals:
+            raise ImageError(_listed(refusals, len(embeddings)))
+        return embeddings
+
+    def embed(self, X: Any) -> tuple[np.ndarray, dict[int, ImageError]]:
+        """Embed what can be read.
+
+        Parameters
+        ----------
+        X : as in `transform`
+
+        Returns
+        -------
+        embeddings : ndarray of shape (n, n_features), float32
+            A row of NaN where the image was refused.
+        refusals : dict of int to ImageError
+            By the row's number; the message names image and reason.
+        """
+        check_is_fitted(self)
+        sources = _as_sources(X)
+        embeddings = np.full((len(sources), self._n_features_out), np.nan, dtype=np.float32)
+        refusals = {}
+        with self._open_cache() as cache, tqdm(total=len(sources), unit="image", disable=not self.verbose) as bar:
+            for start, batch in self._prepared(sources, cache):
+                rows = self._embed_batch(batch, cache)
+                for i, row in enumerate(rows, start):
+                    if isinstance(row, ImageError):
+                        refusals[i] = ImageError(refusal_message(sources[i], i, row))
+                    else:
+                        embeddings[i] = row
+                bar.update(len(rows))
+        return embeddings, refusals
+
+    def _prepared(
+        self, sources: Sequence[Any], cache: EmbeddingCache | None
+    ) -> Iterator[tuple[int, list[LesionImage | np.ndarray | ImageError]]]:
+        """Start and content of each batch, made ready in threads while the network is busy with the one before."""
+        n_threads = n_processors() if self.n_jobs in (None, -1) else self.n_jobs
+        with ThreadPoolExecutor(n_threads) as pool:
+
+            def submit(start: int) -> list[Future]:
+                return [pool.submit(self._prepare, one, cache) for one in sources[start : start + self.batch_size]]
+
+            ahead = submit(0)
+            for start in range(0, len(sources), self.batch_size):
+                now, ahead = ahead, submit(start + self.batch_size)
+                yield start, [future.result() for future in now]
+
+    def _prepare(self, source: Any, cache: EmbeddingCache | None) -> LesionImage | np.ndarray | ImageError:
+        """The row that the cache holds, or the image in the network's input size, or why not."""
+        if isinstance(source, LesionImage):
+            source = source.pixels  # its sha256 says nothing of what was done to the pixels since
+        if cache is not None:
+            try:
+                row = cache.get(image_sha256(source))
+            except ImageError as error:
+                return error
+            if row is not None:
+                return row
+        size = self.backbone_.input_size
+        if self.resize == "squash":
+            return read_images([source], size=size, n_jobs=1)[0]
+        image = read_images([source], n_jobs=1)[0]
+        return LesionImage(_middle(image.pixels, size), image.sha256) if isinstance(image, LesionImage) else image
+
+    def _embed_batch(
+        self, batch: list[LesionImage | np.ndarray | ImageError], cache: EmbeddingCache | None
+    ) -> list[np.ndarray | ImageError]:
+        images = [item for item in batch if isinstance(item, LesionImage)]
+        features = self._engine(np.stack([image.pixels for image in images])) if images else ()
+        if cache is not None and images:
+            cache.put({image.sha256: row for image, row in zip(images, features, strict=True)})
+        fresh = iter(features)
+        return [next(fresh) if isinstance(item, LesionImage) else item for item in batch]
+
+    def _cache_folder(self) -> Path | None:
+        return None if self.cache_dir is None else Path(self.cache_dir)
+
+    def _open_cache(self) -> AbstractContextManager[EmbeddingCache | None]:
+        folder = self._cache_folder()
+        if folder is None:
+            return nullcontext()
+        return closing(EmbeddingCache(folder / f"{self.fingerprint_}-{self.engine_}.sqlite", self._n_features_out))
+
+
+def _middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest middle part of the shape of `size`, resized to it."""
+    (height, width), (rows, columns) = pixels.shape[:2], size
+    scale = min(height / rows, width / columns)
+    rows, columns = round(rows * scale), round(columns * scale)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resize(pixels[top : top + rows, left : left + columns], size)
+
+
+def _as_sources(X: Any) -> list[Any]:
+    X = getattr(X, "images", X)
+    if isinstance(X, str | bytes | bytearray | os.PathLike | LesionImage) or (
+        isinstance(X, np.ndarray) and X.ndim == 3
+    ):
+        raise TypeError("ImageEmbedder: got one image; expected several. Put it in a list: [image].")
+    if isinstance(X, np.ndarray) and X.ndim not in (1, 4):
+        raise ValueError(f"ImageEmbedder: got an array of shape {X.shape}; expected images, uint8 (n, H, W, 3).")
+    if hasattr(X, "columns"):
+        raise TypeError("ImageEmbedder: got a table; expected images. Give its column of paths: table['image'].")
+    return list(X)
+
+
+def _listed(refusals: dict[int, ImageError], n: int) -> str:
+    lines = [f"{len(refusals)} of {n} images refused:", *map(str, list(refusals.values())[:_MAX_LISTED])]
+    if len(refusals) > _MAX_LISTED:
+        lines.append(f"and {len(refusals) - _MAX_LISTED} more (embed() gives them all).")
+    return "\n".join(lines)
