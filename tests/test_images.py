@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
-from strategies import encoded_images, rgb_pixels
 
 from cbdc import images
 from cbdc.errors import ImageError
@@ -30,6 +29,7 @@ from cbdc.images import (
     thumbnail_png,
     write_image,
 )
+from tests.strategies import encoded_images, rgb_pixels
 
 
 def saved(picture, format, **options):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from scipy.stats import binom
-from strategies import concept_laws
 
 from cbdc.datasets import check_leakage
 from cbdc.errors import DatasetError, LeakageError
 from cbdc.phantom import CLASSES, CONCEPTS, DEFAULT_PRIOR, class_posterior, concept_tables, make_lesions
+from tests.strategies import concept_laws
 from theory.phantom_posterior import bayes_accuracy, joint_distribution, posterior, posterior_of_levels
 
 ERROR = 1e-7  # of each band, so that a red test is a wrong law
