@@ -1,0 +1,213 @@
+"""From images to sets: the whole path, its model file and its refusals."""
+
+import copy
+import dataclasses
+import json
+import threading
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+
+from cbdc import CBDCClassifier, make_lesions
+from cbdc.errors import DatasetError, ImageError, LeakageError, ModelFileError
+from cbdc.images import write_image
+from cbdc.modelfile import read_modelfile, write_modelfile
+
+LEVEL = 0.8
+
+
+@pytest.fixture(scope="module")
+def parts():
+    lesions = make_lesions(420, image_size=64, random_state=0)
+    return lesions.split(sizes=(0.5, 0.3, 0.2), random_state=0)
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    train, calibration, _ = parts
+    clf = CBDCClassifier(condition_on=None, confidence_level=LEVEL, random_state=0)
+    return clf.fit(train).conformalize(calibration)
+
+
+@pytest.fixture(scope="module")
+def saved(fitted, tmp_path_factory):
+    return fitted.save(tmp_path_factory.mktemp("model") / "m.cbdc", notes={"split": "mine"})
+
+
+def test_predictions_agree_with_each_other(fitted, parts):
+    test = parts[2]
+    probabilities = fitted.predict_proba(test)
+    assert probabilities.shape == (len(test), 7)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert (fitted.predict(test.images) == fitted.classes_[probabilities.argmax(axis=1)]).all()
+    narrow, wide = fitted.predict_set(test, 0.6), fitted.predict_set(test, 0.95)
+    assert (narrow <= wide).all()
+    assert narrow.sum() < wide.sum()
+    assert (fitted.predict(test) == test.labels).mean() > np.mean(test.labels == "nv") - 0.05
+
+
+def test_diagnosis_says_what_the_arrays_say(fitted, parts):
+    images = parts[2].images[:5]
+    sets, probabilities = fitted.predict_set(images), fitted.predict_proba(images)
+    for row, inside, p in zip(fitted.diagnose(images), sets, probabilities, strict=True):
+        assert set(row.prediction_set) == set(fitted.classes_[inside])
+        np.testing.assert_allclose([row.probabilities[c] for c in fitted.classes_], p)
+        assert {c for c, value in row.p_values.items() if value > 1 - LEVEL + 1e-12} == set(row.prediction_set)
+        assert row.mutual_information <= row.entropy + 1e-9
+        assert row.names["mel"] != "mel"
+        assert json.loads(json.dumps(row.to_dict()))["status"] == "ok"
+        assert "melanoma" in str(row)
+
+
+def test_one_image_is_one_diagnosis_and_equals_the_batch(fitted, parts):
+    images = parts[2].images[:3]
+    batch = fitted.diagnose(images)
+    for image, row in zip(images, batch, strict=True):
+        alone = fitted.diagnose(image)
+        assert alone.prediction_set == row.prediction_set
+        np.testing.assert_allclose(list(alone.probabilities.values()), list(row.probabilities.values()), atol=1e-5)
+
+
+def test_bad_images_are_refused_rows_in_their_place(fitted, parts, tmp_path):
+    """A batch of 100 with 20 bad files: 100 rows in order, and the good ones as if the bad were not there."""
+    test = parts[2]
+    paths = []
+    for i in range(100):
+        if i % 5 == 3:
+            paths.append(tmp_path / f"bad_{i}.png")
+            paths[-1].write_bytes(b"" if i % 2 else b"%PDF-1.7 not an image")
+        else:
+            paths.append(write_image(test.images[i % len(test)], tmp_path / f"good_{i}.png"))
+    rows = fitted.diagnose(paths)
+    assert [row.image for row in rows] == [path.name for path in paths]
+    assert [row.status for row in rows] == ["refused" if i % 5 == 3 else "ok" for i in range(100)]
+    good = [path for i, path in enumerate(paths) if i % 5 != 3]
+    sets = fitted.predict_set(good)
+    for row, inside in zip([row for row in rows if row.status == "ok"], sets, strict=True):
+        assert set(row.prediction_set) == set(fitted.classes_[inside])
+    refused = [row for row in rows if row.status == "refused"]
+    assert all(row.reason and row.prediction_set == () and row.probabilities == {} for row in refused)
+    assert all(str(tmp_path) not in row.reason for row in rows)
+    with pytest.raises(ImageError, match=r"bad_3\.png"):
+        fitted.predict_set(paths)
+
+
+def test_all_bad_and_empty_batches(fitted, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"x")
+    assert [row.status for row in fitted.diagnose([tmp_path / "bad.png"] * 2)] == ["refused", "refused"]
+    assert fitted.diagnose([]) == []
+
+
+def test_out_of_order_and_leakage_are_refused(parts, fitted):
+    train, calibration, _ = parts
+    with pytest.raises(AttributeError, match="conformalize"):
+        CBDCClassifier().fit(train.take(np.arange(80))).predict_set(calibration.images[:1])
+    with pytest.raises(LeakageError):
+        copy.copy(fitted).fit(train).conformalize(train)
+
+
+def test_real_models_are_not_calibrated_on_made_lesions(parts, fitted):
+    clf = copy.copy(fitted)
+    clf.provenance_ = {"training": {"synthetic": False}}
+    with pytest.raises(DatasetError, match="made images"):
+        clf.conformalize(parts[1])
+
+
+def test_group_conditional_uses_the_column(parts):
+    train, calibration, test = parts
+    clf = CBDCClassifier(condition_on="group", group_by="skin_type", confidence_level=LEVEL, random_state=0)
+    clf.fit(train)
+    with pytest.warns(UserWarning, match="group"):
+        clf.conformalize(calibration.take(np.arange(30)))
+    clf.conformalize(calibration)
+    assert (clf.predict_set(test) == clf.predict_set(test.images, groups=test.frame["skin_type"])).all()
+    clf.group_by = "no_such_column"
+    with pytest.raises(DatasetError, match="no_such_column"):
+        clf.predict_set(test)
+
+
+def test_any_scikit_learn_head(parts, tmp_path):
+    train, calibration, test = parts
+    clf = CBDCClassifier(head=LogisticRegression(max_iter=2000), condition_on=None, random_state=0)
+    clf.fit(train).conformalize(calibration)
+    assert np.isnan(clf.diagnose(test.images[0]).mutual_information)
+    with pytest.raises(ModelFileError, match="pickle"):
+        clf.save(tmp_path / "m.cbdc")
+
+
+def test_clone_keeps_parameters(fitted):
+    assert clone(fitted).get_params() == fitted.get_params()
+
+
+def test_saved_model_predicts_the_same(fitted, saved, parts):
+    loaded = CBDCClassifier.load(saved)
+    test = parts[2]
+    np.testing.assert_array_equal(loaded.predict_proba(test), fitted.predict_proba(test))
+    for level in (0.5, 0.8, 0.99):
+        np.testing.assert_array_equal(loaded.predict_set(test, level), fitted.predict_set(test, level))
+    assert loaded.diagnose(test.images[0]) == fitted.diagnose(test.images[0])
+    assert loaded.notes_ == {"split": "mine"}
+    assert loaded.taxonomy_ == fitted.taxonomy_
+
+
+def test_model_file_holds_no_identifier(fitted, saved, parts):
+    content = saved.read_bytes()
+    for column in ("image", "patient_id", "lesion_id"):
+        for value in parts[0].frame[column].astype(str).head(20):
+            assert value.encode() not in content
+
+
+def rewrite(path, target, change):
+    arrays, document = read_modelfile(path)
+    change(arrays, document)
+    return write_modelfile(target, arrays, document)
+
+
+def test_golden_prediction_is_replayed_on_load(saved, tmp_path):
+    def other_head(arrays, _):
+        name = next(n for n in arrays if n.startswith("head.") and arrays[n].size > 100 and arrays[n].dtype.kind == "f")
+        arrays[name] = arrays[name] * 1.5
+
+    def other_network(arrays, _):
+        arrays["golden.embedding"] = arrays["golden.embedding"] + 1
+
+    def other_weights(_, document):
+        document["embedder_fingerprint"] = "0" * 64
+
+    def other_class_order(_, document):
+        document["head"]["classes"] = document["head"]["classes"][::-1]
+
+    for i, (change, message) in enumerate(
+        [
+            (other_head, "not repeated"),
+            (other_network, "embeds the golden image differently"),
+            (other_weights, "other weights"),
+            (other_class_order, "class"),
+            (lambda arrays, _: arrays.pop("golden.embedding"), "missing"),
+        ]
+    ):
+        with pytest.raises(ModelFileError, match=message):
+            CBDCClassifier.load(rewrite(saved, tmp_path / f"{i}.cbdc", change))
+
+
+def test_load_takes_only_parameters_of_the_machine(saved):
+    with pytest.raises(TypeError, match="confidence_level"):
+        CBDCClassifier.load(saved, confidence_level=0.5)
+
+
+def test_eight_threads_at_once_give_the_serial_result(fitted, parts):
+    images = parts[2].images[:8]
+    serial = [dataclasses.replace(fitted.diagnose(image)) for image in images]
+    rows = [None] * 8
+
+    def work(i):
+        rows[i] = fitted.diagnose(images[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rows == serial

@@ -1,0 +1,130 @@
+"""The command line: exit codes, rows, one sentence instead of a traceback."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cbdc import make_lesions
+from cbdc.cli import main
+from cbdc.images import write_image
+
+
+@pytest.fixture(scope="module")
+def lesions_folder(tmp_path_factory):
+    """A plain folder with a folder of images for each class, and a csv that names patients."""
+    root = tmp_path_factory.mktemp("lesions")
+    lesions = make_lesions(200, image_size=64, class_prior={"nv": 0.5, "mel": 0.5}, random_state=1)
+    for name in ("mel", "nv"):
+        (root / name).mkdir()
+    for i, (pixels, label) in enumerate(zip(lesions.images, lesions.labels, strict=True)):
+        write_image(pixels, root / label / f"img{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(lesions_folder):
+    path = lesions_folder.parent / "model.cbdc"
+    assert main(["fit", "folder", "--root", str(lesions_folder), "--out", str(path), "--quiet"]) == 0
+    return path
+
+
+def test_predict_writes_one_row_an_image(model, lesions_folder, tmp_path, capsys):
+    images = sorted((lesions_folder / "mel").iterdir())[:3]
+    bad = tmp_path / "=cmd.png"
+    bad.write_bytes(b"no image")
+    arguments = ["predict", str(model), *map(str, images), str(bad), "--quiet"]
+    assert main([*arguments, "--out", str(tmp_path / "rows.csv")]) == 3
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open(encoding="utf-8")))
+    assert [row["image"] for row in rows] == [*(path.name for path in images), "'=cmd.png"]
+    assert [row["status"] for row in rows] == ["ok"] * 3 + ["refused"]
+    assert rows[-1]["reason"]
+    for row in rows[:3]:
+        assert float(row["p_mel"]) + float(row["p_nv"]) == pytest.approx(1)
+        assert set(row["set"].split("|")) <= {"mel", "nv", ""}
+    assert main([*arguments[:-2], "--quiet", "--out", str(tmp_path / "rows.jsonl")]) == 0
+    lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["image"] for line in lines] == [path.name for path in images]
+    assert main([*arguments, "--out", str(tmp_path / "rows.xml")]) == 1
+    assert ".csv or .jsonl" in capsys.readouterr().err
+
+
+def test_predict_a_folder_and_print(model, lesions_folder, capsys):
+    assert main(["predict", str(model), str(lesions_folder / "nv"), "--quiet", "--confidence-level", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("at confidence level 0.5") == len(list((lesions_folder / "nv").iterdir()))
+
+
+def test_evaluate_takes_the_test_part(model, lesions_folder, tmp_path, capsys):
+    out = tmp_path / "evaluation"
+    assert main(["evaluate", str(model), "folder", "--root", str(lesions_folder), "--out", str(out), "--quiet"]) == 0
+    assert json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert "</html>" in (out / "report.html").read_text(encoding="utf-8")
+    (lesions_folder / "nv" / "one_more.png").write_bytes((lesions_folder / "nv").glob("*.png").__next__().read_bytes())
+    code = main(["evaluate", str(model), "folder", "--root", str(lesions_folder), "--out", str(out), "--quiet"])
+    (lesions_folder / "nv" / "one_more.png").unlink()
+    assert code == 1
+    assert "other rows" in capsys.readouterr().err
+
+
+def test_embed_writes_arrays_without_pickle(lesions_folder, tmp_path):
+    out = tmp_path / "e.npz"
+    assert main(["embed", "folder", "--root", str(lesions_folder), "--out", str(out), "--quiet"]) == 0
+    with np.load(out, allow_pickle=False) as arrays:
+        assert arrays["embeddings"].dtype == np.float32
+        assert len(arrays["embeddings"]) == len(arrays["image"]) == len(arrays["label"]) == 200
+
+
+def test_report_page(model, lesions_folder, tmp_path):
+    image = next((lesions_folder / "mel").iterdir())
+    assert main(["report", str(model), str(image), "--out", str(tmp_path / "case.html"), "--quiet"]) == 0
+    assert image.name in (tmp_path / "case.html").read_text(encoding="utf-8")
+
+
+def test_datasets_lists_and_describes(lesions_folder, capsys):
+    assert main(["datasets"]) == 0
+    assert "ham10000" in capsys.readouterr().out
+    assert main(["datasets", "folder", "--root", str(lesions_folder)]) == 0
+    assert "200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "nowhere.cbdc", "a.png"], "no such model file"),
+        (["datasets", "ham1000", "--root", "."], "ham10000"),
+        (["datasets", "ham10000"], "--root is missing"),
+        (["fit", "folder", "--root", "/nonexistent", "--out", "m.cbdc"], "nonexistent"),
+        (["embed", "folder", "--root", ".", "--out", "e.npz", "--backbone", "resnet5"], "resnet"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message, capsys):
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_python_m_and_help():
+    done = subprocess.run([sys.executable, "-m", "cbdc", "--help"], capture_output=True, text=True, check=True)
+    for word in ("demo", "datasets", "embed", "fit", "predict", "evaluate", "report", "exit codes"):
+        assert word in done.stdout
+    assert subprocess.run([sys.executable, "-m", "cbdc", "nonsense"], capture_output=True, check=False).returncode == 2
+
+
+def test_help_needs_no_torch():
+    program = (
+        "import sys; from cbdc.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+@pytest.mark.slow
+def test_demo_end_to_end(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "--n", "600"]) == 0
+    for name in ("report.html", "cases.html", "metrics.json", "model.cbdc"):
+        assert (tmp_path / name).stat().st_size > 1000
