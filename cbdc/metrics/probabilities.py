@@ -53,7 +53,8 @@ def check_probabilities(proba: ArrayLike, name: str = "proba") -> np.ndarray:
             proba = proba.astype(float)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: got {proba.dtype}; expected numbers.") from None
-    sums = proba.sum(axis=1, dtype=float)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = np.einsum("ij->i", proba)  # several times quicker than sum
     if not np.isfinite(sums).all():
         row = np.flatnonzero(~np.isfinite(sums))[0]
         raise ValueError(f"{name}: row {row} holds NaN or infinity; leave such a case out, or mend its model.")

@@ -1,0 +1,105 @@
+"""Sorted calibration scores, and all that is read off them: thresholds at any level, and conformal p-values."""
+
+import dataclasses
+import functools
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from ..metrics import conformal_rank
+
+__all__ = ["CalibrationScores", "least_n"]
+
+# Scores that differ by less than a billionth count as tied, and a tie conforms: the order in which an ensemble sums its
+# votes may move a probability by an ulp, and must not move a case out of its set.
+_TIE = 1e-9
+
+
+def least_n(confidence_level: float) -> int:
+    """Fewest calibration cases that give a finite threshold.
+
+    Examples
+    --------
+    >>> least_n(0.9), least_n(0.95), least_n(0.99)
+    (9, 19, 99)
+    """
+    level = Fraction(float(confidence_level)).limit_denominator(10**9)
+    return math.ceil(level / (1 - level))
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationScores:
+    """Scores of the calibration cases, by condition.
+
+    A condition is a pair of a group and a class; where the guarantee is not split by groups (or by classes) there is
+    one group (or one class) for all. So every table here is of shape (n_groups or 1, n_classes or 1).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,), float64
+        Ascending within each condition, the conditions one after another, row by row of the table.
+    counts : ndarray of shape (n_groups or 1, n_classes or 1), int64
+        Cases of each condition.
+
+    Examples
+    --------
+    >>> calibration = CalibrationScores.from_cases(np.arange(9.0), np.zeros(9, dtype=int), (1, 1), log=True)
+    >>> calibration.thresholds(0.9).round(6), calibration.thresholds(0.95)
+    (array([[8.]]), array([[inf]]))
+    """
+
+    scores: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def from_cases(
+        cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int], *, log: bool
+    ) -> "CalibrationScores":
+        """Sort the scores (n,) of cases within their conditions, flat indices (n,) into a table of the given shape."""
+        scores = scores.astype(float)
+        scores = scores + _TIE if log else scores * (1 - _TIE)  # on the linear scale no score is above 0
+        counts = np.bincount(conditions, minlength=math.prod(shape)).reshape(shape).astype(np.int64)
+        return cls(np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])], counts)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where in `scores` each condition begins."""
+        return (np.cumsum(self.counts) - self.counts.ravel()).reshape(self.counts.shape)
+
+    def thresholds(self, confidence_level: float) -> np.ndarray:
+        """Largest score that is still in the set, a table; infinite where the cases are too few."""
+        counts, place = np.unique(self.counts, return_inverse=True)
+        ranks = np.array([conformal_rank(n, confidence_level) for n in counts])[place].reshape(self.counts.shape)
+        found = np.append(self.scores, np.inf)[np.minimum(self.offsets + ranks - 1, len(self.scores))]
+        return np.where(ranks > self.counts, np.inf, found)
+
+    def p_values(self, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Share of the condition's cases, the new one among them, that conform no better: (n, n_classes).
+
+        Parameters
+        ----------
+        scores : ndarray of shape (n, n_classes)
+            Of every label of the new cases.
+        groups : ndarray of shape (n,), int
+            Row of the table of each new case.
+        """
+        values, shift, keys = self._search
+        wanted = np.searchsorted(values, scores) + shift[groups]
+        below = np.searchsorted(keys, wanted) - self.offsets[groups]
+        counts = self.counts[groups]
+        return (counts - below + 1) / (counts + 1)
+
+    @functools.cached_property
+    def _search(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What lets one sorted search serve all conditions: scores become ranks among all scores, and the ranks of a
+        condition are shifted beyond those of the condition before."""
+        values, ranks = np.unique(self.scores, return_inverse=True)
+        shift = np.arange(self.counts.size).reshape(self.counts.shape) * (len(values) + 1)
+        return values, shift, ranks + np.repeat(shift.ravel(), self.counts.ravel())
+
+
+def round_down(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Largest numbers of the dtype that are not above the thresholds: comparing with them is as good, and quicker."""
+    rounded = thresholds.astype(dtype)
+    return np.where(rounded > thresholds, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
