@@ -54,8 +54,8 @@ def assess_quality(pixels: np.ndarray) -> ImageQuality:
     and skin tone hardly move.
 
     The limits were set on HAM10000, PH2 and parts of ISIC 2020 and PAD-UFES-20, of which they turn away at most 1
-    photograph in 400 (each set by itself). A Gaussian blur of 3 to 4 working pixels is caught in at least 4 of 5
-    photographs, one of 1.5 in half of them or fewer. The checks use ranges and fractions, never mean brightness; but
+    photograph in 400 (each set by itself). A Gaussian blur of 3 to 4 working pixels is caught in 80-100%
+    of them, by set; one of 1.5 in 18-79% only. The checks use ranges and fractions, never mean brightness; but
     four photographs of Fitzpatrick types V and VI prove nothing about those types. "accept" does not mean that a
     lesion is there, or that the classifier is right.
 
