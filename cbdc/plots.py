@@ -127,11 +127,11 @@ class ReliabilityDisplay(_Display):
         ax.plot([0, 1], [0, 1], linestyle="--", linewidth=1, color=COLORS["reference"], label="calibrated")
         ax.vlines(x, low, high, color=COLORS["observed"], linewidth=1.4)
         ax.plot(x, y, "o", color=COLORS["observed"], markersize=5.5, label=f"{name}, 95% interval")
-        if self.ece is not None:
-            floor = "" if self.noise_floor is None else f" (noise alone: up to {self.noise_floor:.3f})"
-            ax.plot([], [], " ", label=f"ECE {self.ece:.3f}{floor}")
+        floor = "" if self.noise_floor is None else f" (noise alone: up to {self.noise_floor:.3f})"
+        title = None if self.ece is None else f"ECE {self.ece:.3f}{floor}"
         ax.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="confidence (largest probability)", ylabel="accuracy")
-        ax.legend(loc="upper left", fontsize="small")
+        style = {"fontsize": "small", "title_fontsize": "small", "alignment": "left", "frameon": False}
+        ax.legend(loc="upper left", title=title, **style)
         return self
 
 
@@ -419,7 +419,8 @@ class CoverageLevelDisplay(_Display):
         if self.bands is not None:
             low, high = self.bands[order].T
             ax.fill_between(x, low, high, color=COLORS["expected"], linewidth=0, label="expected, 95% band")
-        ends = [min(x.min(), np.nanmin(y)) - 0.03, 1.01]
+        seen = [x, y] if self.bands is None else [x, y, self.bands.ravel()]
+        ends = [float(np.nanmin(np.concatenate(seen))) - 0.03, 1.01]
         ax.plot(ends, ends, linestyle="--", linewidth=1, color=COLORS["reference"], label="nominal")
         ax.plot(x, y, "o-", color=COLORS["observed"], markersize=5.5, linewidth=1.4, label=name)
         ax.set(xlim=ends, ylim=ends, xlabel="confidence level", ylabel="coverage")

@@ -163,7 +163,7 @@ def test_classes_and_groups_too_small_are_refused_with_a_reason(evaluation):
     assert any(row["reason"] for row in rows)
     groups = evaluation.figures["sets"]["0.9"]["by_group"]
     assert [row["name"] for row in groups["skin_type"]] == ["1", "2", "6", "missing"]
-    assert [row["name"] for row in groups["age"]] == ["45 to 59", "75 and over", "under 30", "missing"]
+    assert [row["name"] for row in groups["age"]] == ["0 to 29", "45 to 59", "75 and over", "missing"]
     assert sum(row["n"] for row in groups["sex"]) == len(evaluation.sample)
 
 
@@ -203,9 +203,9 @@ def test_labels_without_counterpart_are_an_error():
         evaluate(classifier(), strange)
     with pytest.raises(DatasetError, match=r"acne.*no taxonomy to map by"):
         evaluate(classifier(taxonomy_=None), strange)
+    without = np.array([c for c in CLASSES if c != "df"])
     with pytest.raises(DatasetError, match="was not fitted on 'df'"):
-        dataset = lesions()
-        evaluate(classifier(classes_=np.array([c for c in CLASSES if c != "df"])), dataset)
+        evaluate(classifier(classes_=without), lesions())
 
 
 def test_data_the_model_knows_are_refused(dataset):
@@ -336,8 +336,11 @@ def test_page_says_what_it_must(report, evaluation):
         "Worst misses",
     ):
         assert words in text, words
-    for name, row in evaluation.figures["sets"]["0.9"]["coverage"].items():
-        assert name != "value" or f"{100 * row:.1f}%" in text
+    assert f"{100 * evaluation.figures['sets']['0.9']['coverage']['value']:.1f}%" in text
+    scores = evaluation.figures["probabilities"]
+    assert (
+        f"ECE {scores['ece']['value']:.3f} (noise alone: up to {scores['ece_noise_floor']:.3f})" in text
+    )  # in the plot
 
 
 def test_page_is_accessible(report):

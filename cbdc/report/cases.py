@@ -85,7 +85,6 @@ def _diagnosis(row: Diagnosis, picture: Html | None, taxonomy: Taxonomy | None) 
     if row.status == "refused":
         pill = tag("span", "refused", class_="pill refused")
         return card(row.image, picture, [join([pill, " ", row.reason])], None)
-    alpha = 1 - row.confidence_level
     named = ", ".join(row.names.get(label, label) for label in row.prediction_set)
     quality: list[Any] = ["Image quality: "]
     if row.quality == "retake":
@@ -95,11 +94,12 @@ def _diagnosis(row: Diagnosis, picture: Html | None, taxonomy: Taxonomy | None) 
     learnable = "" if math.isnan(row.mutual_information) else f", {row.mutual_information:.2f} of it from little data"
     lines = [
         join([tag("strong", f"{100 * row.confidence_level:g}% set: "), named or "empty: no diagnosis is usual enough"]),
+        f"In it is what has a p-value above alpha {1 - row.confidence_level:.3g}.",
         f"Uncertainty {row.entropy:.2f} nats{learnable}.",
         join(quality),
     ]
     malignant = {c: taxonomy.malignant(c) for c in row.probabilities if taxonomy is not None and c in taxonomy}
-    rows = class_rows(row.probabilities, row.p_values, set(row.prediction_set), row.names, malignant, alpha)
+    rows = class_rows(row.probabilities, row.p_values, set(row.prediction_set), row.names, malignant)
     return card(row.image, picture, lines, rows)
 
 
@@ -116,7 +116,6 @@ def class_rows(
     inside: set[str],
     names: Mapping[str, str],
     malignant: Mapping[str, bool | None],
-    alpha: float,
     truth: str | None = None,
 ) -> Html:
     """Table of the classes, most probable first; many classes are cut after the last in the set."""
@@ -126,7 +125,7 @@ def class_rows(
         "tr",
         tag("th", "diagnosis", scope="col"),
         tag("th", "probability", scope="col", colspan="2"),
-        tag("th", f"p-value (alpha {alpha:.3g})", scope="col", class_="number"),
+        tag("th", "p-value", scope="col", class_="number"),
     )
     rows = [
         _class_row(label, probabilities[label], p_values[label], label in inside, names, malignant, label == truth)

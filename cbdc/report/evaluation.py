@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from sklearn.exceptions import NotFittedError
 
 from .. import __version__, metrics
 from ..datasets import LesionDataset, check_leakage
-from ..errors import DatasetError, LeakageError
+from ..errors import CalibrationSizeWarning, DatasetError, LeakageError
 from ..images import image_name
 from .figures import TITLES, group_columns, plain, probability_figures, set_figures
 
@@ -214,9 +215,12 @@ def evaluate(
     proba = classifier.head_.predict_proba(embeddings)
     units = usable.groups(unit)
     columns = group_columns(usable.frame, [c for c in group_by if given is None or c != classifier.group_by])
-    by_level = {
-        value: classifier.conformal_.predict_set(embeddings, value, groups=given) for value in sorted({*levels, level})
-    }
+    by_level, notes = {}, {}
+    for value in sorted({*levels, level}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CalibrationSizeWarning)
+            by_level[value] = classifier.conformal_.predict_set(embeddings, value, groups=given)
+        notes[value] = [str(w.message) for w in caught]
     n_calibration = classifier.conformal_.n_calibration_
     figures = {
         "headline_level": level,
@@ -228,7 +232,8 @@ def evaluate(
         "probabilities": probability_figures(proba, labels, units, n_resamples, random_state),
         "classes": metrics.class_table(proba, labels, classes=classes).to_dict("records"),
         "sets": {
-            f"{value:g}": set_figures(
+            f"{value:g}": {"notes": notes[value]}
+            | set_figures(
                 sets,
                 labels,
                 sample=sample,

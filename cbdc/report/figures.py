@@ -15,7 +15,7 @@ __all__ = ["GUARANTEED", "TITLES", "group_columns", "plain", "probability_figure
 _PROBABILITY = 0.95  # of every interval and band
 _N_BINS = 15
 GUARANTEED = "groups of the guarantee"
-_AGES = {"under 30": 0, "30 to 44": 30, "45 to 59": 45, "60 to 74": 60, "75 and over": 75}  # from, in years
+_AGES = {"0 to 29": 0, "30 to 44": 30, "45 to 59": 45, "60 to 74": 60, "75 and over": 75}  # from, in years
 
 TITLES = {
     "accuracy": "accuracy",

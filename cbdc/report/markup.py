@@ -32,6 +32,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "axes.formatter.use_mathtext": False,
 }
+_COORDINATES, _LONG = re.compile(r' (?:d|x|y|transform)="[^"]*"'), re.compile(r"(\d\.\d\d)\d+")
 
 
 class Html(str):
@@ -144,7 +145,7 @@ def _inline(text: str, label: str) -> Html:
     text = re.sub(r"'DejaVu Sans'[^;\"]*sans-serif", "var(--font)", text)
     for color, variable in {_INK: "ink", _MUTED: "muted", _LINE: "line", **{c: n for n, c in COLORS.items()}}.items():
         text = text.replace(color, f"var(--{variable})")
-    return Html(re.sub(r"(-?\d+\.\d\d)\d+", r"\1", text))
+    return Html(_COORDINATES.sub(lambda found: _LONG.sub(r"\1", found.group()), text))
 
 
 def thumbnails(sources: Sequence[Any], max_side: int = 224) -> list[Html | None]:

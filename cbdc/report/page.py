@@ -1,6 +1,6 @@
 """`write_report`: the evaluation as a page for readers and a JSON file for machines."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,46 +179,49 @@ def _levels(e: Evaluation) -> Html:
         else "."
     )
     chosen = list(e.figures["sets"]).index(f"{e.confidence_level:g}")
-    return table([*header, "mean size", "one diagnosis", "empty"], rows, caption=caption, chosen=chosen)
+    notes = dict.fromkeys(note for row in e.figures["sets"].values() for note in row["notes"])
+    return join(
+        [
+            table([*header, "mean size", "one diagnosis", "empty"], rows, caption=caption, chosen=chosen),
+            *(tag("p", note, class_="muted small") for note in notes),
+        ]
+    )
 
 
 def _by_class(e: Evaluation) -> Html:
-    scores = {row["name"]: row for row in e.figures["classes"]}
-    rows = []
-    for row in _chosen(e)["by_class"]:
-        label = row["name"]
-        named = label if e.names[label] == label else f"{label}, {e.names[label]}"
-        rows.append([_marked(named, e.malignant[label]), *_coverage_cells(row), number(scores[label]["auroc"])])
-    return join(
-        [
-            tag("h3", f"By diagnosis, at {100 * e.confidence_level:g}%"),
-            table(
-                [*_coverage_header("diagnosis", _unit(e)), "AUROC"],
-                rows,
-                caption=f"Coverage among the {_unit(e)}s whose true diagnosis this is.",
-            ),
-        ]
-    )
+    rows = _chosen(e)["by_class"]
+    named = {c: c if e.names[c] == c else f"{c}, {e.names[c]}" for c in e.classes}
+    heads = [_marked(named[row["name"]], e.malignant[row["name"]]) for row in rows]
+    scores = {row["name"]: number(row["auroc"]) for row in e.figures["classes"]}
+    title = f"By diagnosis, at {100 * e.confidence_level:g}%"
+    caption = f"Coverage among the {_unit(e)}s whose true diagnosis this is."
+    last = {"AUROC": [scores[row["name"]] for row in rows]}
+    return join([tag("h3", title), _coverage_rows(e, "diagnosis", heads, rows, caption, last)])
 
 
 def _marked(name: str, malignant: bool | None) -> Html:
     return join([name, *([" ", tag("span", "malignant", class_="pill malignant")] if malignant else [])])
 
 
-def _coverage_header(what: str, unit: str) -> list[str]:
-    return [what, f"{unit}s", "coverage", "95% interval", "expected band", "mean size"]
-
-
-def _coverage_cells(row: dict[str, Any]) -> list[Any]:
-    if row["coverage"] is None:
-        return [f"{row['n']:,}", tag("span", "too few", class_="muted", title=row["reason"]), "–", "–", "–"]
-    return [
-        f"{row['n']:,}",
-        percent(row["coverage"]),
-        interval(row["low"], row["high"]),
-        interval(row["band_low"], row["band_high"]),
-        number(row["mean_set_size"], 2),
-    ]
+def _coverage_rows(
+    e: Evaluation,
+    what: str,
+    heads: Sequence[Any],
+    rows: Sequence[dict[str, Any]],
+    caption: str,
+    last: dict[str, list[str]] | None = None,
+) -> Html:
+    """Table of coverage; the expected band has a column where a guarantee gives one."""
+    banded, last = any(row["band_low"] is not None for row in rows), last or {}
+    header = [what, f"{_unit(e)}s", "coverage", "95% interval", *["expected band"][: int(banded)], "mean size", *last]
+    cells = []
+    for i, (head, row) in enumerate(zip(heads, rows)):
+        few = tag("span", "too few", class_="muted", title=row["reason"])
+        rate = few if row["coverage"] is None else percent(row["coverage"])
+        band = [interval(row["band_low"], row["band_high"])] if banded else []
+        more = [number(row["mean_set_size"], 2), *(column[i] for column in last.values())]
+        cells.append([head, f"{row['n']:,}", rate, interval(row["low"], row["high"]), *band, *more])
+    return table(header, cells, caption=caption)
 
 
 def _by_group(e: Evaluation) -> Iterable[Html]:
@@ -226,12 +229,9 @@ def _by_group(e: Evaluation) -> Iterable[Html]:
         name, what = column.replace("_", " "), " No guarantee speaks of these groups."
         if column == GUARANTEED:
             name, what = (e.figures["model"]["group_by"] or "group").replace("_", " "), ""
+        caption = f"Coverage among the {_unit(e)}s of each group.{what}"
         yield tag("h3", f"By {name}, at {100 * e.confidence_level:g}%")
-        yield table(
-            _coverage_header(name, _unit(e)),
-            [[row["name"], *_coverage_cells(row)] for row in rows],
-            caption=f"Coverage among the {_unit(e)}s of each group.{what}",
-        )
+        yield _coverage_rows(e, name, [row["name"] for row in rows], rows, caption)
 
 
 _EXPLAINED = {
@@ -359,7 +359,7 @@ def _card(e: Evaluation, i: int, picture: Html | None) -> Html:
     ]
     probabilities = dict(zip(e.classes, e.proba[i].tolist()))
     p_values = dict(zip(e.classes, e.p_values[i].tolist()))
-    rows = class_rows(probabilities, p_values, inside, e.names, e.malignant, alpha, truth)
+    rows = class_rows(probabilities, p_values, inside, e.names, e.malignant, truth)
     return card(e.image_names[i], picture, lines, rows)
 
 
