@@ -254,7 +254,7 @@ class ClassCoverageDisplay(_Display):
             ax.hlines(rows[some], low[some], high[some], color=COLORS["observed"], linewidth=1.6, linestyle=style)
             ax.plot(rate[some], rows[some], "o", color=COLORS["observed"], markerfacecolor=face, markersize=6)
         texts = [
-            f"{shorten(label, 34, placeholder=' ...')}\nn = {n}{'' if big else ', too small'}"
+            f"{shorten(label, 48, placeholder=' ...')}\nn = {n}{'' if big else ', too small'}"
             for label, n, big in zip(self.labels, self.n, enough)
         ]
         ax.set_yticks(rows, texts, parse_math=False)
@@ -397,7 +397,10 @@ class CoverageLevelDisplay(_Display):
         **plot_options
             Of `plot`.
         """
-        codes = np.searchsorted(estimator.classes_, np.asarray(y))
+        position = {label: k for k, label in enumerate(estimator.classes_.tolist())}
+        if unknown := set(np.asarray(y).tolist()) - set(position):
+            raise ValueError(f"y: label {unknown.pop()!r} is not among the classes {list(position)}.")
+        codes = np.array([position[label] for label in np.asarray(y).tolist()], dtype=int)
         tables = [
             metrics.coverage_table(
                 estimator.predict_set(X, level),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -10,11 +11,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.exceptions import NotFittedError
 
 from cbdc import metrics
 from cbdc.datasets import LesionDataset
 from cbdc.diagnosis import Diagnosis
-from cbdc.errors import DatasetError, ImageError, LeakageError
+from cbdc.errors import CalibrationSizeWarning, DatasetError, ImageError, LeakageError
 from cbdc.images import write_image
 from cbdc.report import case_report, evaluate, write_report
 from cbdc.report.figures import plain
@@ -195,6 +197,7 @@ def test_labels_of_another_data_set_are_mapped_and_the_page_says_so(tmp_path):
     text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
     assert "atypical_nevus to nv" in text
     assert "exchangeability does not hold" in text
+    assert "nothing is guaranteed of this one" in evaluation.headline
 
 
 def test_labels_without_counterpart_are_an_error():
@@ -233,6 +236,37 @@ def test_group_guarantee_has_a_band_for_each_group(dataset):
     )
     assert "sex" not in row["by_group"]
     assert all(r["band_low"] is None for r in row["by_class"])
+
+
+def test_small_calibration_is_a_note_and_not_a_lost_warning(dataset, tmp_path):
+    class Small(Conformal):
+        def predict_set(self, E, confidence_level=None, groups=None):
+            if confidence_level == 0.99:
+                warnings.warn("class 'df': 20 cases", CalibrationSizeWarning, stacklevel=2)
+            return super().predict_set(E, confidence_level)
+
+    evaluation = evaluate(classifier(conformal_=Small()), dataset, n_resamples=5)
+    assert [row["notes"] for row in evaluation.figures["sets"].values()] == [[], [], [], ["class 'df': 20 cases"]]
+    text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
+    assert "class &#x27;df&#x27;: 20 cases" in text
+
+
+def test_uncalibrated_classifier_is_refused(dataset):
+    model = classifier()
+    del model.conformal_
+    with pytest.raises(NotFittedError, match="conformalize"):
+        evaluate(model, dataset)
+
+
+def test_one_level_and_one_class_of_many_still_make_a_page(tmp_path):
+    only = lesions(40)
+    only = only.take(only.labels == "nv")
+    evaluation = evaluate(classifier(), only, levels=(), confidence_level=0.85, unit="image", n_resamples=5)
+    assert list(evaluation.figures["sets"]) == ["0.85"]
+    assert evaluation.figures["probabilities"]["auroc"]["value"] is None
+    assert "–" in write_report(evaluation, tmp_path, n_cases=0).read_text(encoding="utf-8")
+    assert "data:image" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "AUROC" in str(evaluation)
 
 
 def test_json_parses_strictly(evaluation, tmp_path):
@@ -419,11 +453,31 @@ def test_case_report_takes_one_diagnosis(tmp_path):
     text = text.read_text(encoding="utf-8")
     assert "1 image, 0 refused" in text
     assert "nan nats" not in text
-    assert "Uncertainty 0.70 nats." in text
+    assert "uncertainty 0.70 nats.<" in text
     with pytest.raises(ValueError, match="got 2 for 1"):
         case_report([diagnosis("a.png")], tmp_path / "c.html", images=[pixels, pixels])
 
 
 def test_empty_set_is_said_to_be_empty(tmp_path):
     text = case_report(diagnosis("a.png", prediction_set=()), tmp_path / "c.html").read_text(encoding="utf-8")
-    assert "empty: no diagnosis" in text
+    assert "empty; no diagnosis" in text
+
+
+@pytest.mark.slow
+def test_the_whole_path_on_made_lesions(tmp_path):
+    """Real network, head and calibration; the coverage lies in its exact 1 - 1e-4 band."""
+    from cbdc import CBDCClassifier, make_lesions
+
+    train, calibration, test = make_lesions(900, image_size=96, random_state=1).split(random_state=1)
+    clf = CBDCClassifier(condition_on=None, confidence_level=0.8, random_state=0).fit(train).conformalize(calibration)
+    with pytest.raises(LeakageError, match="calibration data"):
+        evaluate(clf, calibration)
+    evaluation = evaluate(clf, test)
+    row = evaluation.figures["sets"]["0.8"]["coverage"]
+    low, high = metrics.coverage_band(clf.conformal_.n_calibration_, row["n"], 0.8, probability=1 - 1e-4)
+    assert low <= row["value"] <= high
+    np.testing.assert_array_equal(evaluation.sets, clf.predict_set(test))
+    text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
+    assert "made, not photographed" in text
+    assert clf.embedder_.fingerprint_ in text
+    assert not any(str(value) in text for value in test.frame["patient_id"].unique()[:50])

@@ -18,7 +18,7 @@ def case_report(
     diagnoses: Diagnosis | Sequence[Diagnosis],
     path: str | Path,
     *,
-    images: Sequence[Any] | None = None,
+    images: Any = None,
     taxonomy: Taxonomy | None = None,
     title: str = "Prediction sets, explained",
 ) -> Path:
@@ -31,7 +31,7 @@ def case_report(
     path : str or Path
         File to write.
     images : sequence of n images, optional
-        What was diagnosed, for thumbnails; they become part of the page.
+        What was diagnosed (for one diagnosis, its image), for thumbnails; they become part of the page.
     taxonomy : Taxonomy, optional
         Marks the malignant diagnoses.
     title : str
@@ -56,7 +56,8 @@ def case_report(
     True
     """
     rows = [diagnoses] if isinstance(diagnoses, Diagnosis) else list(diagnoses)
-    images = [images] if images is not None and isinstance(diagnoses, Diagnosis) and len(images) != 1 else images
+    if images is not None and isinstance(diagnoses, Diagnosis) and not isinstance(images, list | tuple):
+        images = [images]
     if images is not None and len(images) != len(rows):
         raise ValueError(f"images: got {len(images)} for {len(rows)} diagnoses; give one for each.")
     pictures = thumbnails(images) if images is not None else [None] * len(rows)
@@ -76,8 +77,9 @@ def case_report(
 
 
 _HOW_TO_READ = (
-    "A diagnosis is in the set when its p-value exceeds alpha = 1 - confidence level: when a lesion of that diagnosis "
-    "looks this unusual to the model more often than that. The probability is the model's own belief."
+    "A diagnosis is in the set when its p-value exceeds alpha = 1 - confidence level. The p-value is the share of "
+    "calibration cases that looked no more typical than this one would, were it of that diagnosis. The probability is "
+    "the model's own belief."
 )
 
 
@@ -93,9 +95,10 @@ def _diagnosis(row: Diagnosis, picture: Html | None, taxonomy: Taxonomy | None) 
         quality.append(row.quality or "not assessed")
     learnable = "" if math.isnan(row.mutual_information) else f", {row.mutual_information:.2f} of it from little data"
     lines = [
-        join([tag("strong", f"{100 * row.confidence_level:g}% set: "), named or "empty: no diagnosis is usual enough"]),
-        f"In it is what has a p-value above alpha {1 - row.confidence_level:.3g}.",
-        f"Uncertainty {row.entropy:.2f} nats{learnable}.",
+        join(
+            [tag("strong", f"{100 * row.confidence_level:g}% set: "), named or "empty; no diagnosis is typical enough"]
+        ),
+        f"Alpha {1 - row.confidence_level:.3g}; uncertainty {row.entropy:.2f} nats{learnable}.",
         join(quality),
     ]
     malignant = {c: taxonomy.malignant(c) for c in row.probabilities if taxonomy is not None and c in taxonomy}

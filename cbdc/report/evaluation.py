@@ -80,6 +80,7 @@ class Evaluation:
             low, high = chosen["band"]
             place = "inside" if low <= all_units["value"] <= high else "below" if all_units["value"] < low else "above"
             text += f", {place} the band of {_percent(low)} to {_percent(high)} that calibration leads to expect"
+            text += " of its own population; nothing is guaranteed of this one" if data["external"] else ""
         return (
             f"{text}. A set names {chosen['mean_set_size']:.2f} of {len(self.classes)} diagnoses on average; "
             f"{_percent(chosen['singleton_rate'])} of the sets name exactly one."

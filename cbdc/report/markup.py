@@ -20,6 +20,7 @@ from ..plots import COLORS
 __all__ = ["Html", "bar", "facts", "interval", "join", "number", "page", "percent", "svg", "table", "tag", "thumbnails"]
 
 _INK, _MUTED, _LINE = "#1b232c", "#5b6672", "#e3e6ea"  # written by matplotlib, then made variables of the style sheet
+_WIDE = 10.6  # inches across the page, at the scale of two displays of 5 side by side
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -121,12 +122,14 @@ def bar(share: float, *, inside: bool) -> Html:
     return tag("svg", track, filled, viewBox="0 0 100 8", preserveAspectRatio="none", aria_hidden="true")
 
 
-def svg(display: Any, name: str, caption: str, *, wide: bool = False, **plot_options: Any) -> Html:
+def svg(display: Any, name: str, caption: str, *, wide: bool = False) -> Html:
     """The drawing of a display as inline SVG that follows the page's fonts and its light or dark colours."""
     buffer = io.StringIO()
     # The salt makes the identifiers in the file repeat from run to run and differ from figure to figure.
     with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = display.plot(**plot_options).figure_
+        figure = display.plot().figure_
+        if wide:
+            figure.set_figwidth(_WIDE)
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     return tag(

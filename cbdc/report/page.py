@@ -142,7 +142,9 @@ def _tiles(e: Evaluation) -> Html:
 
 def _guarantee(e: Evaluation) -> Html:
     data = e.figures["data"]
-    one = "" if data["unit"] == "image" else f" One image is drawn from each {data['unit']}, in calibration as here."
+    unit, calibrated = data["unit"], e.figures["model"]["provenance"].get("calibration", {}).get("unit", "image")
+    one = "" if unit == calibrated == "image" else f" Of each {unit} one image is drawn here; in calibration, of each "
+    one = f"{one}{calibrated}." if one else ""
     return tag(
         "div",
         tag("p", e.figures["model"]["guarantee"]),
