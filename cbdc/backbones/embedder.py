@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from ..errors import ImageError
 from ..images import LesionImage, image_sha256, read_images, refusal_message, resize
 from .cache import EmbeddingCache
-from .engines import make_engine, n_processors
+from .engines import make_engine
 from .networks import create_backbone
 
 _MAX_LISTED = 10  # refused images named in one message
@@ -28,7 +29,7 @@ _MAX_LISTED = 10  # refused images named in one message
 class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Turn images into embeddings: the features of a frozen network.
 
-    Decoding and resizing run in threads, one batch ahead of the network.
+    Each of `n_jobs` threads takes a batch, decodes and resizes its images and runs the network on them.
 
     Parameters
     ----------
@@ -37,10 +38,12 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     weights : str or Path, default="default"
         ``"default"``, a file, or ``"random"`` (for tests of software only), see `create_backbone`.
     batch_size : int, default=32
-        Images that the network sees at once.
-    resize : {"squash", "crop"}, default="squash"
-        ``"squash"`` resizes the whole image to the network's square input; ``"crop"`` resizes its shorter side and
-        takes the middle.
+        Images that a thread takes at once, and hands to the cache at once.
+    resize : {"crop", "squash"}, default="crop"
+        What enters the network's square input: ``"crop"``, the middle of the image, undistorted; ``"squash"``, all of
+        it, its sides resized to the same length. Cropping 4:3 dermoscopic images cuts off an eighth at either end; on
+        HAM10000 (three splits by lesion, tuned logistic regression) accuracy was .753 against .741 and negative
+        log-likelihood .698 against .714. Squash photographs in which the lesion may lie at the edge.
     cache_dir : str, Path or None, default=None
         Folder that keeps embeddings between runs, by the sha256 of the image. A run that was killed resumes where it
         was. Embeddings are made from images of patients: guard the folder as you guard those.
@@ -48,7 +51,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         ``"torch"`` uses CUDA where there is some; ``"onnx"`` is ONNX Runtime on the CPU, several times as fast there
         (embeddings agree to 1e-4). ``"auto"`` takes torch with CUDA, and otherwise ONNX Runtime.
     n_jobs : int or None, default=None
-        Threads that decode; None or -1 takes one for each processor that this process may use.
+        Threads; None or -1 takes one for each processor that this process may use.
     verbose : bool, default=False
         Show a progress bar.
 
@@ -87,7 +90,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         *,
         weights: str | Path = "default",
         batch_size: int = 32,
-        resize: str = "squash",
+        resize: str = "crop",
         cache_dir: str | Path | None = None,
         engine: str = "auto",
         n_jobs: int | None = None,
@@ -180,33 +183,38 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         check_is_fitted(self)
         sources = _as_sources(X)
+        n_threads = self._n_threads()
+        size = min(self.batch_size, max(1, math.ceil(len(sources) / n_threads)))
+        batches = [sources[start : start + size] for start in range(0, len(sources), size)]
+        results: list[np.ndarray | ImageError] = []
+        with (
+            self._open_cache() as cache,
+            tqdm(total=len(sources), unit="image", disable=not self.verbose) as bar,
+            ThreadPoolExecutor(n_threads) as pool,
+        ):
+            for rows in pool.map(partial(self._embed_batch, cache=cache), batches):
+                results += rows
+                bar.update(len(rows))
         embeddings = np.full((len(sources), self._n_features_out), np.nan, dtype=np.float32)
         refusals = {}
-        with self._open_cache() as cache, tqdm(total=len(sources), unit="image", disable=not self.verbose) as bar:
-            for start, batch in self._prepared(sources, cache):
-                rows = self._embed_batch(batch, cache)
-                for i, row in enumerate(rows, start):
-                    if isinstance(row, ImageError):
-                        refusals[i] = ImageError(refusal_message(sources[i], i, row))
-                    else:
-                        embeddings[i] = row
-                bar.update(len(rows))
+        for i, result in enumerate(results):
+            if isinstance(result, ImageError):
+                refusals[i] = ImageError(refusal_message(sources[i], i, result))
+            else:
+                embeddings[i] = result
         return embeddings, refusals
 
-    def _prepared(
-        self, sources: Sequence[Any], cache: EmbeddingCache | None
-    ) -> Iterator[tuple[int, list[LesionImage | np.ndarray | ImageError]]]:
-        """Start and content of each batch, made ready in threads while the network is busy with the one before."""
-        n_threads = n_processors() if self.n_jobs in (None, -1) else self.n_jobs
-        with ThreadPoolExecutor(n_threads) as pool:
-
-            def submit(start: int) -> list[Future]:
-                return [pool.submit(self._prepare, one, cache) for one in sources[start : start + self.batch_size]]
-
-            ahead = submit(0)
-            for start in range(0, len(sources), self.batch_size):
-                now, ahead = ahead, submit(start + self.batch_size)
-                yield start, [future.result() for future in now]
+    def _embed_batch(self, sources: list[Any], cache: EmbeddingCache | None) -> list[np.ndarray | ImageError]:
+        """Read, resize and embed, all in one thread: while it reads, the others keep the network busy."""
+        batch: list[Any] = [self._prepare(source, cache) for source in sources]
+        images = [item for item in batch if isinstance(item, LesionImage)]
+        if not images:
+            return batch
+        features = self._engine(np.stack([image.pixels for image in images]))
+        if cache is not None:
+            cache.put({image.sha256: row for image, row in zip(images, features, strict=True)})
+        fresh = iter(features)
+        return [next(fresh) if isinstance(item, LesionImage) else item for item in batch]
 
     def _prepare(self, source: Any, cache: EmbeddingCache | None) -> LesionImage | np.ndarray | ImageError:
         """The row that the cache holds, or the image in the network's input size, or why not."""
@@ -225,15 +233,10 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         image = read_images([source], n_jobs=1)[0]
         return LesionImage(_middle(image.pixels, size), image.sha256) if isinstance(image, LesionImage) else image
 
-    def _embed_batch(
-        self, batch: list[LesionImage | np.ndarray | ImageError], cache: EmbeddingCache | None
-    ) -> list[np.ndarray | ImageError]:
-        images = [item for item in batch if isinstance(item, LesionImage)]
-        features = self._engine(np.stack([image.pixels for image in images])) if images else ()
-        if cache is not None and images:
-            cache.put({image.sha256: row for image, row in zip(images, features, strict=True)})
-        fresh = iter(features)
-        return [next(fresh) if isinstance(item, LesionImage) else item for item in batch]
+    def _n_threads(self) -> int:
+        if self.n_jobs not in (None, -1):
+            return self.n_jobs
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def _cache_folder(self) -> Path | None:
         return None if self.cache_dir is None else Path(self.cache_dir)
