@@ -68,7 +68,8 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n,)
         """
-        return self.classes_[np.argmax(self.predict_log_proba(E), axis=1)]
+        best = np.argmax(self.predict_log_proba(E), axis=1)
+        return self.classes_[best]
 
     def predictive_entropy(self, E: ArrayLike) -> np.ndarray:
         """Entropy of the posterior predictive: the whole uncertainty of a prediction.

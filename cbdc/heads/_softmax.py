@@ -1,27 +1,42 @@
-"""Softmax regression with a Gaussian prior: the mode of its posterior, and its curvature there.
+"""Softmax regression with a Gaussian prior: the mode of its posterior.
 
-Everything is written in contrasts. Logits f = B u with B (K, K - 1) orthonormal and orthogonal to the ones, so that the
-one direction that softmax ignores is left out; an isotropic prior on u is the symmetric prior on the K rows of weights.
+Everything is written in contrasts: logits f = B u with B (K, K - 1) orthonormal and orthogonal to the ones, so that the
+one direction that softmax ignores is left out. An isotropic prior on u is the symmetric prior on the K rows of weights.
 """
 
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import eigh, helmert
-from scipy.special import logsumexp
+from scipy.special import log_softmax, logsumexp
 from sklearn.exceptions import ConvergenceWarning
 
-_CHUNK = 4096  # rows whose squares or products are held at once
+__all__ = ["SoftmaxProblem", "contrasts", "find_mode", "row_chunks"]
+
+_CELLS = 2**22  # numbers that one temporary array may hold
+
+
+def contrasts(n_classes: int) -> np.ndarray:
+    """Orthonormal basis of the logits that sum to zero, (n_classes, n_classes - 1)."""
+    return helmert(n_classes).T
+
+
+def row_chunks(n: int, width: int) -> Iterator[slice]:
+    """Slices of rows, short enough that an array of that many rows and `width` columns stays small."""
+    step = max(1, _CELLS // max(width, 1))
+    return (slice(start, start + step) for start in range(0, n, step))
 
 
 @dataclass(frozen=True)
 class SoftmaxProblem:
-    """Data of the regression: features in an orthogonal basis with a last column of ones, labels, weights.
+    """Data of the regression.
 
     Attributes
     ----------
     Z : ndarray of shape (n, p), float32 or float64
+        Features along orthogonal axes, and a last column of ones.
     codes : ndarray of shape (n,), int
     weights : ndarray of shape (n,), float64
     energy : ndarray of shape (p,), float64
@@ -35,102 +50,150 @@ class SoftmaxProblem:
     energy: np.ndarray
     n_classes: int
 
-    @property
-    def contrasts(self) -> np.ndarray:
-        """Orthonormal basis of the logits, (n_classes, n_classes - 1)."""
-        return helmert(self.n_classes).T
-
-    def log_proba(self, U: np.ndarray) -> np.ndarray:
-        logits = (self.Z @ U.astype(self.Z.dtype)).astype(float) @ self.contrasts.T
-        return logits - logsumexp(logits, axis=1, keepdims=True)
-
-    def log_likelihood(self, log_proba: np.ndarray) -> float:
-        return float(self.weights @ log_proba[np.arange(len(self.codes)), self.codes])
+    def logits(self, U: np.ndarray) -> np.ndarray:
+        return (self.Z @ U.astype(self.Z.dtype)).astype(float) @ contrasts(self.n_classes).T
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
-        """Gradient in the parameters of a gradient in the logits, (p, n_classes - 1)."""
-        return (self.Z.T @ (residual @ self.contrasts).astype(self.Z.dtype)).astype(float)
+        """Gradient in the parameters from a gradient in the logits, (p, n_classes - 1)."""
+        return (self.Z.T @ (residual @ contrasts(self.n_classes)).astype(self.Z.dtype)).astype(float)
 
-    def logit_curvature(self, proba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues and eigenvectors of the mean Hessian of the loss in the contrasts."""
-        mean = (np.diag(self.weights @ proba) - (proba * self.weights[:, None]).T @ proba) / self.weights.sum()
-        return eigh(self.contrasts.T @ mean @ self.contrasts)
+    def log_likelihood(self, logits: np.ndarray) -> tuple[float, np.ndarray]:
+        """Weighted log-likelihood, and the probabilities (n, n_classes)."""
+        log_proba = log_softmax(logits, axis=1)
+        return float(self.weights @ np.take_along_axis(log_proba, self.codes[:, None], 1)[:, 0]), np.exp(log_proba)
+
+    def expected_log_likelihood(
+        self, logits: np.ndarray, logit_factor: Callable[[np.ndarray], np.ndarray], points: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """Like `log_likelihood`, in expectation over Gaussian logits.
+
+        Parameters
+        ----------
+        logits : ndarray of shape (n, n_classes)
+            Their means.
+        logit_factor : callable
+            From rows of Z to a factor (n_rows, n_classes, n_classes - 1) of the logits' covariance.
+        points : ndarray of shape (n_points, n_classes - 1)
+            Standard normal points with mean zero.
+        """
+        value, proba = 0.0, np.empty_like(logits)
+        for rows in row_chunks(len(logits), len(points) * self.n_classes):
+            draws = logits[rows, None] + points @ logit_factor(self.Z[rows]).transpose(0, 2, 1)
+            log_norm = logsumexp(draws, axis=2, keepdims=True)
+            proba[rows] = np.exp(draws - log_norm).mean(axis=1)
+            own = np.take_along_axis(logits[rows], self.codes[rows, None], 1)[:, 0]
+            value += float(self.weights[rows] @ (own - log_norm[:, :, 0].mean(axis=1)))
+        return value, proba
+
+    def class_curvature(self, proba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors, in contrasts, of the mean over rows of diag(p) - p p'."""
+        B = contrasts(self.n_classes)
+        mean = np.diag(self.weights @ proba) - (proba * self.weights[:, None]).T @ proba
+        return eigh(B.T @ mean @ B / self.weights.sum())
 
 
 def find_mode(
-    problem: SoftmaxProblem, prior: np.ndarray, start: np.ndarray, *, max_iter: int, tol: float
-) -> tuple[np.ndarray, np.ndarray, int]:
+    problem: SoftmaxProblem,
+    prior: np.ndarray,
+    start: np.ndarray,
+    *,
+    max_iter: int,
+    tol: float,
+    log_likelihood: Callable[[np.ndarray], tuple[float, np.ndarray]] | None = None,
+) -> tuple[np.ndarray, np.ndarray, float, int]:
     """Mode of the posterior by a truncated Newton method.
 
-    Conjugate gradients solve for the step, preconditioned with the Kronecker-factored Hessian, which is diagonal in
-    this basis.
+    Conjugate gradients find each step, preconditioned with the Kronecker-factored Hessian, which is diagonal along the
+    problem's axes.
 
     Parameters
     ----------
     problem : SoftmaxProblem
     prior : ndarray of shape (p, 1)
-        Prior precision of each row of the parameters.
+        Prior precision of each row of parameters.
     start : ndarray of shape (p, n_classes - 1)
     max_iter : int
         Newton steps.
     tol : float
-        Largest Newton decrement accepted: about the distance to the mode in posterior standard deviations.
+        Newton decrement at which to stop: the distance to the mode in posterior standard deviations.
+    log_likelihood : callable, optional
+        In place of `problem.log_likelihood`, for example its expectation.
 
     Returns
     -------
     mode : ndarray of shape (p, n_classes - 1), float64
-    log_proba : ndarray of shape (n, n_classes), float64
+    proba : ndarray of shape (n, n_classes), float64
+    log_posterior : float
+        At the mode: log-likelihood minus half the prior's quadratic form.
     n_iter : int
     """
+    log_likelihood = log_likelihood or problem.log_likelihood
 
     def evaluate(U: np.ndarray) -> tuple[float, np.ndarray]:
-        log_proba = problem.log_proba(U)
-        return 0.5 * float(np.sum(prior * U**2)) - problem.log_likelihood(log_proba), log_proba
+        value, proba = log_likelihood(problem.logits(U))
+        return 0.5 * float(np.sum(prior * U**2)) - value, proba
 
-    U = start
-    loss, log_proba = evaluate(U)
-    one_hot = np.arange(problem.n_classes) == problem.codes[:, None]
     weights = problem.weights[:, None]
-    for iteration in range(max_iter):
-        proba = np.exp(log_proba)
+    one_hot = np.arange(problem.n_classes) == problem.codes[:, None]
+    U = start
+    loss, proba = evaluate(U)
+    for iteration in range(max_iter + 1):
         gradient = problem.pull_back(weights * (proba - one_hot)) + prior * U
-        eigenvalues, Q = problem.logit_curvature(proba)
-        diagonal = problem.energy[:, None] * np.maximum(eigenvalues, 0.0) + prior
-
-        def precondition(G: np.ndarray, Q: np.ndarray = Q, diagonal: np.ndarray = diagonal) -> np.ndarray:
-            return ((G @ Q) / diagonal) @ Q.T
-
-        decrement = np.sqrt(np.sum(gradient * precondition(gradient)))
+        precondition = _kronecker_inverse(problem, prior, proba)
+        decrement = float(np.sqrt(np.sum(gradient * precondition(gradient))))
         if decrement <= tol:
-            return U, log_proba, iteration
-
-        def curve(V: np.ndarray, proba: np.ndarray = proba) -> np.ndarray:
-            logits = (problem.Z @ V.astype(problem.Z.dtype)).astype(float) @ problem.contrasts.T
-            push = proba * logits
-            return problem.pull_back(weights * (push - proba * push.sum(axis=1, keepdims=True))) + prior * V
-
-        step = _conjugate_gradients(curve, -gradient, precondition, tol=min(0.1, decrement))
+            return U, proba, -loss, iteration
+        if iteration == max_iter:
+            break
+        step = _conjugate_gradients(
+            _curvature(problem, prior, proba), -gradient, precondition, tol=float(np.clip(decrement, 1e-4, 0.1))
+        )
         slope = float(np.sum(gradient * step))
-        # the loss is known to its rounding only: below that, a Newton step of a convex function is taken as it is
-        noise = 10 * np.finfo(problem.Z.dtype).eps * abs(loss)
+        rounding = 10 * float(np.finfo(problem.Z.dtype).eps) * abs(loss)  # the loss cannot show a smaller decrease
         size = 1.0
         while True:
-            new_loss, new_log_proba = evaluate(U + size * step)
-            if new_loss <= loss + 1e-4 * size * slope + noise or size < 1e-6:
+            new_loss, new_proba = evaluate(U + size * step)
+            if new_loss <= loss + 1e-4 * size * slope + rounding or size < 1e-6:
                 break
             size /= 2
-        U, loss, log_proba = U + size * step, new_loss, new_log_proba
+        U, loss, proba = U + size * step, new_loss, new_proba
     warnings.warn(
-        f"the mode was not reached in max_iter={max_iter} Newton steps (decrement {decrement:.2g}, tol {tol:.2g}). Fix: "
-        "raise max_iter, or tol; or give a larger prior_precision if the classes are perfectly separable.",
+        f"the posterior's mode was not reached in max_iter={max_iter} Newton steps: it is about {decrement:.2g} "
+        f"posterior standard deviations away, tol={tol:.2g}. Fix: raise max_iter or tol, or a larger prior_precision.",
         ConvergenceWarning,
         stacklevel=2,
     )
-    return U, log_proba, max_iter
+    return U, proba, -loss, max_iter
 
 
-def _conjugate_gradients(curve, target, precondition, *, tol: float, max_iter: int = 200) -> np.ndarray:  # type: ignore[no-untyped-def]
-    """Approximate solution S of curve(S) = target, to a relative residual of tol in the preconditioner's norm."""
+def _kronecker_inverse(
+    problem: SoftmaxProblem, prior: np.ndarray, proba: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    eigenvalues, Q = problem.class_curvature(proba)
+    diagonal = problem.energy[:, None] * np.maximum(eigenvalues, 0.0) + prior
+    return lambda G: ((G @ Q) / diagonal) @ Q.T
+
+
+def _curvature(problem: SoftmaxProblem, prior: np.ndarray, proba: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Product with the Hessian."""
+    weights = problem.weights[:, None]
+
+    def curve(V: np.ndarray) -> np.ndarray:
+        push = proba * problem.logits(V)
+        return problem.pull_back(weights * (push - proba * push.sum(axis=1, keepdims=True))) + prior * V
+
+    return curve
+
+
+def _conjugate_gradients(
+    curve: Callable[[np.ndarray], np.ndarray],
+    target: np.ndarray,
+    precondition: Callable[[np.ndarray], np.ndarray],
+    *,
+    tol: float,
+    max_iter: int = 200,
+) -> np.ndarray:
+    """Solution S of curve(S) = target, to a residual of `tol` of the first in the preconditioner's norm."""
     solution = np.zeros_like(target)
     residual = target
     direction = image = precondition(residual)
@@ -146,44 +209,3 @@ def _conjugate_gradients(curve, target, precondition, *, tol: float, max_iter: i
             break
         direction = image + (norm / previous) * direction
     return solution
-
-
-def kronecker_curvature(problem: SoftmaxProblem, proba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Generalised Gauss-Newton matrix in its Kronecker eigenbasis, with the eigenvalues corrected to the exact diagonal.
-
-    Returns
-    -------
-    curvature : ndarray of shape (p, n_classes - 1), float64
-    Q : ndarray of shape (n_classes - 1, n_classes - 1)
-        Eigenvectors of the classes' factor, in contrasts; the features' factor is already diagonal in this basis.
-    """
-    _, Q = problem.logit_curvature(proba)
-    directions = problem.contrasts @ Q
-    spread = problem.weights[:, None] * (proba @ directions**2 - (proba @ directions) ** 2)
-    curvature = np.zeros((problem.Z.shape[1], problem.n_classes - 1))
-    for rows in _chunks(len(problem.Z)):
-        curvature += (problem.Z[rows] ** 2).T @ spread[rows].astype(problem.Z.dtype)
-    return np.maximum(curvature, 0.0), Q
-
-
-def full_curvature(problem: SoftmaxProblem, proba: np.ndarray) -> np.ndarray:
-    """Generalised Gauss-Newton matrix, here the exact Hessian of the loss, ((n_classes - 1) p, (n_classes - 1) p)."""
-    n, p = problem.Z.shape
-    B = problem.contrasts
-    J = B.shape[1]
-    hessian = np.zeros((J, p, J, p))
-    pushed = proba @ B
-    for rows in _chunks(n):
-        Z = problem.Z[rows].astype(float)
-        for j in range(J):
-            for k in range(j + 1):
-                spread = proba[rows] @ (B[:, j] * B[:, k]) - pushed[rows, j] * pushed[rows, k]
-                hessian[j, :, k] += Z.T @ (Z * (problem.weights[rows] * spread)[:, None])
-    for j in range(J):
-        for k in range(j):
-            hessian[k, :, j] = hessian[j, :, k].T
-    return hessian.reshape(J * p, J * p)
-
-
-def _chunks(n: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import cholesky, eigh, helmert, solve_triangular
+from scipy.linalg import eigh
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import norm, qmc
@@ -16,22 +16,118 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._base import BayesianHead
-from ._softmax import SoftmaxProblem, find_mode, full_curvature, kronecker_curvature
+from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
+from ._softmax import SoftmaxProblem, contrasts, find_mode, row_chunks
 
 __all__ = ["LaplaceHead"]
 
-_INTERCEPT_PRECISION = 1e-2  # a standard deviation of 10 in log-odds: weak, and yet bounded when classes separate
+_INTERCEPT_PRECISION = 1e-2  # a standard deviation of 10 in log-odds: weak, yet proper when the classes separate
 _FULL_LIMIT = 1000  # parameters up to which covariance="auto" keeps the full matrix
-_LOG_PRECISIONS = (np.log(1e-4), np.log(1e6))  # where the evidence is searched; features have unit variance
-_BLOCK = 32  # rows a block in prediction; fixed, so that a row's result does not depend on its neighbours
+_SEARCH_TOL = 0.03  # of the mode while the prior is searched: costs 5e-4 nats of evidence
+_CORRECTION_POINTS = 64
+_BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
+_FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
+
+_ARRAYS = ("mean_", "scale_", "components_", "mode_", "posterior_mean_", "normal_points_")
+_POSTERIORS: dict[str, tuple[type[GaussianPosterior], tuple[str, ...]]] = {
+    "full": (FullPosterior, ("posterior_factor",)),
+    "kronecker": (KroneckerPosterior, ("posterior_precision", "class_axes")),
+}
+_SCALARS = ("n_features_in_", "prior_precision_", "log_marginal_likelihood_", "n_iter_", "covariance_", "seed_")
 
 
 class LaplaceHead(BayesianHead):
-    """Bayesian softmax regression over embeddings."""
+    """Bayesian softmax regression over embeddings, with a Laplace posterior.
+
+    Weights have the prior N(0, 1 / prior_precision), intercepts a weak one. The posterior is a Gaussian with the
+    curvature of the log-posterior at its mode; predictions average over it. The prior precision maximises the marginal
+    likelihood (evidence) of the training data, so nothing is held out for tuning.
+
+    Parameters
+    ----------
+    prior_precision : "evidence" or float, default="evidence"
+        Of the weights of features with unit variance.
+    covariance : {"auto", "full", "kronecker"}, default="auto"
+        Posterior covariance: the inverse of the whole Hessian, or of its diagonal along the eigenvectors of the
+        Kronecker factorisation classes x features. ``"auto"``: full up to 1,000 parameters.
+    mean_correction : bool, default=True
+        Centre the posterior on the mean that best fits in the variational sense instead of on the mode, which
+        underfits: with wide posteriors the average over a Gaussian around the mode is underconfident.
+    standardize : bool, default=False
+        Divide each feature by its own standard deviation. By default all are divided by one, since in an embedding
+        the spread of a feature tells its importance. True for features of different units.
+    n_draws : int, default=256
+        Points of the quasi-Monte Carlo average over the logits.
+    max_iter : int, default=100
+        Newton steps of each search for the mode.
+    tol : float, default=1e-3
+        Accepted distance to the mode, in posterior standard deviations.
+    random_state : int, RandomState instance or None, default=None
+        Scrambles the quasi-Monte Carlo points and is the default of `predict_posterior`. None means 0: a head is
+        deterministic.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    n_features_in_ : int
+    prior_precision_ : float
+    log_marginal_likelihood_ : float
+        Laplace approximation of log p(y | X, prior_precision_), nats.
+    n_iter_ : int
+        Newton steps, over the whole search.
+    covariance_ : {"full", "kronecker"}
+    mean_, scale_ : ndarray of shape (n_features,)
+        Standardisation of the embeddings.
+    components_ : ndarray of shape (n_features, r)
+        Orthonormal principal axes of the standardised embeddings.
+    mode_, posterior_mean_ : ndarray of shape (r + 1, n_classes - 1)
+        Parameters along the axes, intercept last, in contrasts of the classes: at the posterior's mode, and where the
+        Gaussian is centred.
+    posterior_ : FullPosterior or KroneckerPosterior
+        The Gaussian around `posterior_mean_`.
+    normal_points_ : ndarray of shape (n_draws, n_classes - 1)
+        Quasi-Monte Carlo points of the predictive.
+
+    See Also
+    --------
+    cbdc.ConformalClassifier : Prediction sets with a guarantee, over this head or any other.
+
+    Notes
+    -----
+    A row's prediction does not depend on the other rows of the call, bit for bit. Predicting reads arrays only, so any
+    number of threads may share a head. Images of one lesion are not independent and make the evidence count too much
+    data; `sample_weight` can discount them.
+
+    The probabilities are those of the model. They carry no guarantee: that is the conformal wrapper's job.
+
+    References
+    ----------
+    MacKay, *The evidence framework applied to classification networks*, Neural Computation 4(5), 1992,
+    10.1162/neco.1992.4.5.720. Ritter, Botev, Barber, *A scalable Laplace approximation for neural networks*, ICLR 2018.
+    George et al., *Fast approximate natural gradient descent in a Kronecker-factored eigenbasis*, arXiv:1806.03884. van
+    Niekerk, Rue, *Low-rank variational Bayes correction to the Laplace method*, arXiv:2111.12945.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cbdc import LaplaceHead
+    >>> rng = np.random.default_rng(0)
+    >>> y = np.repeat(["mel", "nv"], 50)
+    >>> E = rng.normal(size=(100, 3)) + (y == "mel")[:, None]
+    >>> head = LaplaceHead().fit(E, y)
+    >>> head.predict([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    array(['mel', 'nv'], dtype='<U3')
+    >>> head.predict_posterior([[1.0, 1.0, 1.0]], n_draws=10).shape
+    (10, 1, 2)
+    >>> bool(head.mutual_information([[9.0, -9.0, 9.0]]) > head.mutual_information([[1.0, 1.0, 1.0]]))
+    True
+    """
 
     _parameter_constraints: dict = {  # noqa: RUF012
         "prior_precision": [StrOptions({"evidence"}), Interval(Real, 0, None, closed="neither")],
-        "covariance": [StrOptions({"auto", "full", "kronecker"})],
+        "covariance": [StrOptions({"auto", *_POSTERIORS})],
+        "mean_correction": ["boolean"],
+        "standardize": ["boolean"],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
@@ -43,212 +139,262 @@ class LaplaceHead(BayesianHead):
         prior_precision: float | str = "evidence",
         *,
         covariance: str = "auto",
+        mean_correction: bool = True,
+        standardize: bool = False,
         n_draws: int = 256,
         max_iter: int = 100,
-        tol: float = 1e-4,
+        tol: float = 1e-3,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.prior_precision = prior_precision
         self.covariance = covariance
+        self.mean_correction = mean_correction
+        self.standardize = standardize
         self.n_draws = n_draws
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
 
     def fit(self, E: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LaplaceHead":
+        """Fit the posterior and, unless it is given, the prior precision.
+
+        Parameters
+        ----------
+        E : array-like of shape (n, n_features), float32 or float64
+            Embeddings; computed in their precision.
+        y : array-like of shape (n,)
+            Labels: str, int or bool.
+        sample_weight : array-like of shape (n,), optional
+            A row of weight 2 counts as two rows, one of weight 0 as none.
+
+        Returns
+        -------
+        LaplaceHead
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If E holds NaN or infinity, or y fewer than two classes.
+        """
         self._validate_params()
-        E, y = validate_data(self, E, y, dtype=[np.float32, np.float64])
-        check_classification_targets(y)
-        weights = _check_sample_weight(sample_weight, E, dtype=np.float64, ensure_non_negative=True)
-        kept = weights > 0
-        if not kept.all():
-            E, y, weights = E[kept], y[kept], weights[kept]
-        self.classes_, codes = np.unique(y, return_inverse=True)
+        rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
+        check_classification_targets(labels)
+        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+        if not weights.all():
+            rows, labels, weights = rows[weights > 0], labels[weights > 0], weights[weights > 0]
+        self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y: LaplaceHead needs samples of at least two classes, got one class: {self.classes_.tolist()}."
+                f"y: LaplaceHead needs at least two classes, got one class or none: {self.classes_.tolist()}."
             )
-        self.mean_ = np.average(E, axis=0, weights=weights)
-        self.scale_ = _scale(E, self.mean_, weights)
-        X = ((E - self.mean_) / self.scale_).astype(E.dtype, copy=False)
+        self.mean_, self.scale_ = _moments(rows, weights, each=self.standardize)
+        X = ((rows - self.mean_) / self.scale_).astype(rows.dtype)
         self.components_, energy = _principal_axes(X, weights)
-        Z = np.concatenate([X @ self.components_, np.ones((len(X), 1), dtype=X.dtype)], axis=1)
+        Z = np.column_stack([X @ self.components_, np.ones(len(X), dtype=X.dtype)])
         problem = SoftmaxProblem(Z, codes, weights, np.append(energy, weights.sum()), len(self.classes_))
         self._fit_posterior(problem)
-        seed = 0 if self.random_state is None else check_random_state(self.random_state).randint(2**31 - 1)
-        self.normal_draws_ = _normal_draws(self.n_draws, len(self.classes_) - 1, seed)
-        self.seed_ = int(seed)
+        self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.normal_points_ = _normal_points(self.n_draws, len(self.classes_) - 1, self.seed_)
         return self
 
     def _fit_posterior(self, problem: SoftmaxProblem) -> None:
-        J = problem.n_classes - 1
-        p = problem.Z.shape[1]
-        full = self.covariance == "full" or (self.covariance == "auto" and J * p <= _FULL_LIMIT)
-        state: dict[str, Any] = {"U": np.zeros((p, J)), "n_iter": 0}
+        p, J = problem.Z.shape[1], problem.n_classes - 1
+        small = self.covariance == "auto" and J * p <= _FULL_LIMIT
+        self.covariance_ = "full" if small else "kronecker" if self.covariance == "auto" else self.covariance
+        kind, _ = _POSTERIORS[self.covariance_]
+        self.mode_, self.n_iter_ = np.zeros((p, J)), 0
 
-        def negative_evidence(log_precision: float) -> float:
-            prior = np.full((p, 1), np.exp(log_precision))
-            prior[-1] = _INTERCEPT_PRECISION
-            U, log_proba, n_iter = find_mode(problem, prior, state["U"], max_iter=self.max_iter, tol=self.tol)
-            state["U"], state["n_iter"] = U, state["n_iter"] + n_iter
-            evidence = problem.log_likelihood(log_proba) - 0.5 * np.sum(prior * U**2) + 0.5 * J * np.log(prior).sum()
-            if full:
-                precision = full_curvature(problem, np.exp(log_proba))
-                precision[np.diag_indices(J * p)] += np.tile(prior[:, 0], J)
-                state["factor"] = cholesky(precision, lower=True)
-                evidence -= np.log(np.diag(state["factor"])).sum()
-            else:
-                curvature, state["Q"] = kronecker_curvature(problem, np.exp(log_proba))
-                state["precision"] = curvature + prior
-                evidence -= 0.5 * np.log(state["precision"]).sum()
-            state["evidence"] = float(evidence)
-            return -float(evidence)
+        def negative_evidence(log_precision: float, tol: float = max(self.tol, _SEARCH_TOL)) -> float:
+            """Also moves `mode_` and `posterior_` there; the next search starts from them."""
+            prior = _prior(np.exp(log_precision), p)
+            self.mode_, proba, log_posterior, n_iter = find_mode(
+                problem, prior, self.mode_, max_iter=self.max_iter, tol=tol
+            )
+            self.n_iter_ += n_iter
+            self.posterior_: GaussianPosterior = kind.at(problem, proba, prior)
+            return -log_posterior - 0.5 * J * float(np.log(prior).sum()) + 0.5 * self.posterior_.log_determinant
 
         if self.prior_precision == "evidence":
+            middle = np.log(problem.weights.sum() / problem.n_classes)  # about where data and prior weigh the same
             found = minimize_scalar(
-                negative_evidence, bounds=_LOG_PRECISIONS, method="bounded", options={"xatol": 0.02}
+                negative_evidence, bounds=(middle - 8, middle + 8), method="bounded", options={"xatol": 0.02}
             )
-            log_precision = float(found.x)
+            self.prior_precision_ = float(np.exp(found.x))
         else:
-            log_precision = float(np.log(self.prior_precision))
-        negative_evidence(log_precision)
-        self.prior_precision_ = float(np.exp(log_precision))
-        self.log_marginal_likelihood_ = state["evidence"]
-        self.n_iter_ = state["n_iter"]
-        self.weights_ = state["U"]
-        self.covariance_ = "full" if full else "kronecker"
-        if full:
-            inverse = solve_triangular(state["factor"], np.eye(J * p), lower=True)
-            self.posterior_factor_ = inverse.T.reshape(J, p, J * p)
-        else:
-            self.posterior_precision_ = state["precision"]
-            self.class_axes_ = state["Q"]
+            self.prior_precision_ = float(self.prior_precision)
+        self.log_marginal_likelihood_ = -negative_evidence(np.log(self.prior_precision_), self.tol)
+        self.posterior_mean_ = self._corrected_mean(problem) if self.mean_correction else self.mode_
+
+    def _corrected_mean(self, problem: SoftmaxProblem) -> np.ndarray:
+        """Mean that maximises the variational bound, the covariance being Laplace's."""
+        points = _normal_points(_CORRECTION_POINTS, problem.n_classes - 1, seed=0)
+        points -= points.mean(axis=0)
+        mean, _, _, n_iter = find_mode(
+            problem,
+            _prior(self.prior_precision_, len(self.mode_)),
+            self.mode_,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            log_likelihood=lambda logits: problem.expected_log_likelihood(logits, self.posterior_.logit_factor, points),
+        )
+        self.n_iter_ += n_iter
+        return mean
 
     @property
     def coef_(self) -> np.ndarray:
-        """Posterior mode of the weights in the units of the embeddings, (n_classes, n_features)."""
+        """Posterior mode of the weights, in the units of the embeddings, (n_classes, n_features); columns sum to 0."""
         check_is_fitted(self)
-        return ((self.components_ @ self.weights_[:-1]) @ self._contrasts.T / self.scale_[:, None]).T
+        weights = self.components_.astype(float) @ self.mode_[:-1] / self.scale_[:, None]
+        return contrasts(len(self.classes_)) @ weights.T
 
     @property
     def intercept_(self) -> np.ndarray:
         """Posterior mode of the intercepts, (n_classes,)."""
         check_is_fitted(self)
-        return self._contrasts @ self.weights_[-1] - self.coef_ @ self.mean_
-
-    @property
-    def _contrasts(self) -> np.ndarray:
-        return helmert(len(self.classes_)).T
-
-    def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
-        for mean, factor in self._logit_blocks(E):
-            logits = mean[:, None] + self.normal_draws_ @ factor.transpose(0, 2, 1)
-            yield log_softmax(logits, axis=2)
-
-    def _logit_blocks(self, E: ArrayLike) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Gaussian of each row's logits, in blocks: mean (n_block, K), factor (n_block, K, K - 1) of the covariance."""
-        X_all = self._standardise(E)
-        B = self._contrasts
-        for X, n_rows in _blocks(X_all):
-            Z = np.concatenate([X @ self.components_, np.ones((len(X), 1), dtype=X.dtype)], axis=1).astype(float)
-            outside = np.maximum(np.sum(X.astype(float) ** 2, axis=1) - np.sum(Z[:, :-1] ** 2, axis=1), 0.0)
-            outside /= self.prior_precision_  # features that training never showed keep their prior variance
-            mean = (Z @ self.weights_) @ B.T
-            if self.covariance_ == "full":
-                root = np.matmul(Z, self.posterior_factor_).transpose(1, 0, 2)
-                covariance = root @ root.transpose(0, 2, 1) + outside[:, None, None] * np.eye(B.shape[1])
-                factor = B @ np.linalg.cholesky(covariance)
-            else:
-                variance = Z**2 @ (1 / self.posterior_precision_) + outside[:, None]
-                Q = self.class_axes_
-                factor = B @ ((Q * np.sqrt(variance)[:, None, :]) @ Q.T)
-            yield mean[:n_rows], factor[:n_rows]
+        return contrasts(len(self.classes_)) @ self.mode_[-1] - self.coef_ @ self.mean_
 
     def predict_posterior(
         self, E: ArrayLike, n_draws: int = 64, random_state: int | np.random.RandomState | None = None
     ) -> np.ndarray:
-        X = self._standardise(E).astype(float)
-        rng = np.random.RandomState(self.seed_) if random_state is None else check_random_state(random_state)
-        J = len(self.classes_) - 1
-        V, tau = self.components_.astype(float), self.prior_precision_
-        if self.covariance_ == "full":
-            p = V.shape[1] + 1
-            noise = rng.standard_normal((n_draws, J * p))
-            inside = np.einsum("jpm,sm->spj", self.posterior_factor_, noise)
-        else:
-            noise = rng.standard_normal((n_draws, V.shape[1] + 1, J))
-            inside = (noise / np.sqrt(self.posterior_precision_)) @ self.class_axes_.T
-        weights = self.weights_ + inside
-        draws = V @ weights[:, :-1]
-        if V.shape[1] < V.shape[0]:
-            free = rng.standard_normal((n_draws, V.shape[0], J)) / np.sqrt(tau)
-            draws += free - V @ (V.T @ free)
-        logits = (X @ draws + weights[:, -1:]) @ self._contrasts.T
-        return np.exp(log_softmax(logits, axis=2))
+        """Class probabilities under joint draws of the weights: one draw is one classifier, the same for all rows.
+
+        Parameters
+        ----------
+        E : array-like of shape (n, n_features)
+        n_draws : int, default=64
+        random_state : int, RandomState instance or None, default=None
+            None takes the head's own.
+
+        Returns
+        -------
+        ndarray of shape (n_draws, n, n_classes), float64
+        """
+        X = self._standardise(E)
+        rng = check_random_state(self.seed_ if random_state is None else random_state)
+        V, J = self.components_, len(self.classes_) - 1
+        Z = np.column_stack([X @ V, np.ones(len(X))])
+        unseen = X - Z[:, :-1] @ V.T if V.shape[1] < V.shape[0] else np.zeros((len(X), 0))
+        proba = np.empty((n_draws, len(X), J + 1))
+        for draw in proba:
+            logits = Z @ (self.posterior_mean_ + self.posterior_.draw(rng))
+            logits += unseen @ rng.standard_normal((unseen.shape[1], J)) / np.sqrt(self.prior_precision_)
+            draw[:] = np.exp(log_softmax(logits @ contrasts(J + 1).T, axis=1))
+        return proba
+
+    def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
+        X = self._standardise(E)
+        B = contrasts(len(self.classes_))
+        for start in range(0, len(X), _BLOCK):
+            block = X[start : start + _BLOCK]
+            n_rows = len(block)
+            if n_rows < _BLOCK:
+                block = np.concatenate([block, np.zeros((_BLOCK - n_rows, X.shape[1]), dtype=X.dtype)])
+            Z = np.column_stack([block @ self.components_, np.ones(_BLOCK)])
+            # directions that training never showed keep their prior variance
+            unseen = np.sum(block.astype(float) ** 2, axis=1) - np.sum(Z[:, :-1] ** 2, axis=1)
+            factor = self.posterior_.logit_factor(Z, np.maximum(unseen, 0.0) / self.prior_precision_)
+            mean = Z @ self.posterior_mean_ @ B.T
+            draws = mean[:n_rows, None] + self.normal_points_ @ factor[:n_rows].transpose(0, 2, 1)
+            yield log_softmax(draws, axis=2)
 
     def _standardise(self, E: ArrayLike) -> np.ndarray:
         check_is_fitted(self)
         dtype = self.components_.dtype
-        E = validate_data(self, E, dtype=dtype, reset=False)
-        return ((E - self.mean_) / self.scale_).astype(dtype, copy=False)
+        X = (validate_data(self, E, dtype=dtype, reset=False) - self.mean_) / self.scale_
+        far = np.flatnonzero(np.abs(X).max(axis=1, initial=0.0) > _FARTHEST)
+        if len(far):
+            raise ValueError(
+                f"E: row {far[0]} lies more than {_FARTHEST:.0e} standard deviations from the training data, too far "
+                "to compute with. Fix: check that it was embedded as the training data were."
+            )
+        return X.astype(dtype)
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The fitted head as arrays and a JSON-able dict, for a model file.
+
+        Returns
+        -------
+        arrays : dict of str to ndarray
+            ``mean_``, ``scale_``, ``components_``, ``mode_``, ``posterior_mean_``, ``normal_points_``, and the
+            posterior's: ``posterior_factor``, or ``posterior_precision`` and ``class_axes``.
+        document : dict
+            ``parameters``, ``classes``, ``classes_dtype``, and the scalars that `LaplaceHead` lists as attributes.
+        """
         check_is_fitted(self)
-        kind = "full" if self.covariance_ == "full" else "kronecker"
-        arrays = {name: getattr(self, name) for name in (*_ARRAYS, *_POSTERIOR_ARRAYS[kind])}
-        document = {name: getattr(self, name) for name in _SCALARS}
-        document |= {"classes": self.classes_.tolist(), "classes_dtype": self.classes_.dtype.str}
-        return arrays, document
+        _, names = _POSTERIORS[self.covariance_]
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {name: getattr(self.posterior_, name) for name in names}
+        parameters = self.get_params()
+        if isinstance(parameters["random_state"], np.random.RandomState):
+            parameters["random_state"] = None
+        document = {name: getattr(self, name) for name in _SCALARS} | {
+            "parameters": parameters,
+            "classes": self.classes_.tolist(),
+            "classes_dtype": self.classes_.dtype.str,
+        }
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, document
 
     @classmethod
     def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> "LaplaceHead":
-        head = cls()
-        for name in (*_ARRAYS, *_POSTERIOR_ARRAYS[document["covariance_"]]):
+        """The head that `get_state` wrote down; it predicts the same bits.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray
+        document : dict
+
+        Raises
+        ------
+        KeyError
+            If a part is missing.
+        """
+        head = cls(**document["parameters"])
+        for name in _ARRAYS:
             setattr(head, name, arrays[name])
         for name in _SCALARS:
             setattr(head, name, document[name])
         head.classes_ = np.array(document["classes"], dtype=document["classes_dtype"])
+        kind, names = _POSTERIORS[head.covariance_]
+        head.posterior_ = kind(*[arrays[name] for name in names])
         return head
 
 
-_ARRAYS = ("mean_", "scale_", "components_", "weights_", "normal_draws_")
-_POSTERIOR_ARRAYS = {"full": ("posterior_factor_",), "kronecker": ("posterior_precision_", "class_axes_")}
-_SCALARS = ("n_features_in_", "prior_precision_", "log_marginal_likelihood_", "n_iter_", "covariance_", "seed_")
+def _prior(precision: float, p: int) -> np.ndarray:
+    """Prior precision of each row of parameters, (p, 1); the last is the intercept's."""
+    return np.append(np.full(p - 1, precision), _INTERCEPT_PRECISION)[:, None]
 
 
-def _scale(E: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted standard deviation of each feature; 1 where it is constant up to rounding."""
-    scale = np.sqrt(np.average((E - mean) ** 2, axis=0, weights=weights))
-    constant = scale <= 10 * np.finfo(E.dtype).eps * np.maximum(np.abs(mean), np.abs(E).max(axis=0))
-    return np.where(constant, 1.0, scale)
+def _moments(E: np.ndarray, weights: np.ndarray, *, each: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of the features, float64; the latter of each, or pooled over all.
+
+    Features that are constant up to rounding get the scale 1.
+    """
+    chunks = list(row_chunks(*E.shape))
+    mean = sum(weights[rows] @ E[rows].astype(float) for rows in chunks) / weights.sum()
+    variance = sum(weights[rows] @ (E[rows] - mean) ** 2 for rows in chunks) / weights.sum()
+    constant = np.sqrt(variance) <= 10 * np.finfo(E.dtype).eps * np.abs(mean)
+    if each:
+        return mean, np.where(constant, 1.0, np.sqrt(variance))
+    pooled = 1.0 if constant.all() else np.sqrt(variance[~constant].mean())
+    return mean, np.full(len(mean), pooled)
 
 
 def _principal_axes(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal axes (n_features, r) of the weighted features and the weighted sum of squares along each, (r,)."""
+    """Orthonormal axes (n_features, r) of the weighted rows, and the weighted sum of squares along each, (r,)."""
     n, d = X.shape
-    root = (X * np.sqrt(weights)[:, None]).astype(X.dtype)
+    rows = X * np.sqrt(weights).astype(X.dtype)[:, None]
     if d <= n:
-        energy, axes = eigh((root.T @ root).astype(float))
-        return axes[:, ::-1].astype(X.dtype), np.maximum(energy[::-1], 0.0)
-    root = root.astype(float)
-    energy, left = eigh(root @ root.T)
-    kept = energy > 1e-10 * max(energy[-1], np.finfo(float).tiny)
-    energy, left = energy[kept][::-1], left[:, kept][:, ::-1]
-    return (root.T @ left / np.sqrt(energy)).astype(X.dtype), energy
+        energy, axes = eigh((rows.T @ rows).astype(float))
+        return np.ascontiguousarray(axes.astype(X.dtype)), np.maximum(energy, 0.0)
+    rows = rows.astype(float)
+    energy, left = eigh(rows @ rows.T)
+    kept = energy > 1e-10 * energy[-1]
+    axes = rows.T @ (left[:, kept] / np.sqrt(energy[kept]))
+    return np.ascontiguousarray(axes.astype(X.dtype)), energy[kept]
 
 
-def _normal_draws(n_draws: int, dimension: int, seed: int) -> np.ndarray:
-    """Standard normal points (n_draws, dimension), spread evenly: a scrambled Sobol sequence."""
-    n_bits = int(np.ceil(np.log2(max(n_draws, 2))))
-    points = qmc.Sobol(dimension, rng=np.random.default_rng(seed)).random_base2(n_bits)[:n_draws]
-    return norm.ppf(points)
-
-
-def _blocks(X: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-    """Blocks of `_BLOCK` rows and how many of them are real: the last block is filled up with zeros."""
-    for start in range(0, len(X), _BLOCK):
-        block = X[start : start + _BLOCK]
-        n_rows = len(block)
-        if n_rows < _BLOCK:
-            block = np.concatenate([block, np.zeros((_BLOCK - n_rows, X.shape[1]), dtype=X.dtype)])
-        yield block, n_rows
+def _normal_points(n_points: int, dimension: int, seed: int) -> np.ndarray:
+    """Standard normal points (n_points, dimension) that cover space evenly: a scrambled Sobol sequence."""
+    n_doublings = int(np.ceil(np.log2(n_points)))
+    return norm.ppf(qmc.Sobol(dimension, seed=seed).random_base2(n_doublings)[:n_points])
