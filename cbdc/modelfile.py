@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,9 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
             "sha256": _digest(contiguous, text),
         },
     )
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
@@ -81,8 +80,7 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
             "Fix: check that the folder exists, is writable and has space."
         ) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
 
 
