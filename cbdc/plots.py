@@ -263,14 +263,14 @@ class ClassCoverageDisplay(_Display):
         ax.set_xlabel("coverage: share of cases whose set holds the true class")
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.tick_params(axis="y", length=0)
-        self._legend(ax, banded.any(), (there & ~enough).any())
+        self._legend(ax, bool(banded.any()), bool((there & ~enough).any()))
         return self
 
     def _legend(self, ax: Axes, banded: bool, hollow: bool) -> None:
         blue = COLORS["observed"]
         handles: list[Any] = [Line2D([], [], marker="o", color=blue, label="observed, 95% interval")]
         if hollow:
-            style = {"linestyle": ":", "markerfacecolor": "none"}
+            style: dict[str, Any] = {"linestyle": ":", "markerfacecolor": "none"}
             handles.append(Line2D([], [], marker="o", color=blue, label="n too small to judge", **style))
         if banded:
             handles.append(Patch(color=COLORS["expected"], label="expected, 95% band"))

@@ -264,9 +264,19 @@ def test_one_level_and_one_class_of_many_still_make_a_page(tmp_path):
     evaluation = evaluate(classifier(), only, levels=(), confidence_level=0.85, unit="image", n_resamples=5)
     assert list(evaluation.figures["sets"]) == ["0.85"]
     assert evaluation.figures["probabilities"]["auroc"]["value"] is None
-    assert "–" in write_report(evaluation, tmp_path, n_cases=0).read_text(encoding="utf-8")
-    assert "data:image" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "data:image" not in write_report(evaluation, tmp_path, n_cases=0).read_text(encoding="utf-8")
     assert "AUROC" in str(evaluation)
+
+
+def test_an_infinite_figure_is_said_and_not_lost(tmp_path):
+    class Sure(Head):
+        def predict_proba(self, E):
+            return np.eye(7)[super().predict_proba(E).argmax(axis=1)]
+
+    evaluation = evaluate(classifier(head_=Sure()), lesions(60), n_resamples=5)
+    assert evaluation.figures["probabilities"]["nll"]["value"] == "infinite"
+    assert re.search(r"negative log-likelihood +infinite", str(evaluation))
+    assert "infinite" in write_report(evaluation, tmp_path).read_text(encoding="utf-8")
 
 
 def test_json_parses_strictly(evaluation, tmp_path):

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..diagnosis import Diagnosis
 from ..taxonomy import Taxonomy
-from .markup import Html, bar, join, number, page, tag, thumbnails
+from .figures import number
+from .markup import Html, bar, join, page, tag, thumbnails
 
 __all__ = ["card", "case_report", "class_rows"]
 

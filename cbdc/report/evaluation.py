@@ -16,7 +16,7 @@ from .. import __version__, metrics
 from ..datasets import LesionDataset, check_leakage
 from ..errors import CalibrationSizeWarning, DatasetError, LeakageError
 from ..images import image_name
-from .figures import TITLES, group_columns, plain, probability_figures, set_figures
+from .figures import TITLES, group_columns, interval, number, percent, plain, probability_figures, set_figures
 
 if TYPE_CHECKING:  # torch costs seconds at import, and a page of arrays needs none of it
     from ..classifier import CBDCClassifier
@@ -70,20 +70,20 @@ class Evaluation:
     def headline(self) -> str:
         """The outcome in words."""
         data, chosen = self.figures["data"], self.figures["sets"][f"{self.confidence_level:g}"]
-        all_units, units = chosen["coverage"], _plural(data["n_units"], data["unit"])
+        coverage, units = chosen["coverage"], _plural(data["n_units"], data["unit"])
         one_each = "" if data["unit"] == "image" else ", one image drawn from each"
         text = (
             f"On {units} of {data['dataset']}{one_each}, the {100 * self.confidence_level:g}% prediction sets hold the "
-            f"true diagnosis in {_percent(all_units['value'])} (95% interval {_percents(all_units)})"
+            f"true diagnosis in {percent(coverage['value'])} (95% interval {interval(coverage['low'], coverage['high'])})"
         )
         if chosen["band"] is not None:
             low, high = chosen["band"]
-            place = "inside" if low <= all_units["value"] <= high else "below" if all_units["value"] < low else "above"
-            text += f", {place} the band of {_percent(low)} to {_percent(high)} that calibration leads to expect"
+            place = "below" if coverage["value"] < low else "above" if coverage["value"] > high else "inside"
+            text += f", {place} the band of {interval(low, high)} that calibration leads to expect"
             text += " of its own population; nothing is guaranteed of this one" if data["external"] else ""
         return (
             f"{text}. A set names {chosen['mean_set_size']:.2f} of {len(self.classes)} diagnoses on average; "
-            f"{_percent(chosen['singleton_rate'])} of the sets name exactly one."
+            f"{percent(chosen['singleton_rate'])} of the sets name exactly one."
         )
 
     def to_json(self, path: str | Path) -> Path:
@@ -103,20 +103,24 @@ class Evaluation:
         for name, row in self.figures["probabilities"].items():
             if isinstance(row, dict):
                 low, high = row["low"], row["high"]
-                interval = "" if low is None else f"   95% interval {low:.3f} to {high:.3f}"
-                lines.append(f"  {TITLES[name]:<32}{_number(row['value']):>8}{interval}")
+                spread = "" if low is None else f"   95% interval {interval(low, high, rate=False)}"
+                lines.append(f"  {TITLES[name]:<32}{number(row['value']):>8}{spread}")
         floor = self.figures["probabilities"]["ece_noise_floor"]
-        lines += [f"  {'  (noise alone, up to)':<32}{_number(floor):>8}", ""]
+        lines += [f"  {'  (noise alone, up to)':<32}{number(floor):>8}", ""]
         lines.append(f"  {'level':>7}{'coverage':>10}{'expected':>17}{'set size':>10}{'single':>9}{'empty':>9}")
         for level, row in sets.items():
-            band = "-" if row["band"] is None else f"{_percent(row['band'][0])} to {_percent(row['band'][1])}"
+            band = interval(*(row["band"] or (None, None)))
             lines.append(
-                f"  {100 * float(level):>6g}%{_percent(row['coverage']['value']):>10}{band:>17}"
-                f"{row['mean_set_size']:>10.2f}{_percent(row['singleton_rate']):>9}{_percent(row['empty_rate']):>9}"
+                f"  {100 * float(level):>6g}%{percent(row['coverage']['value']):>10}{band:>17}"
+                f"{row['mean_set_size']:>10.2f}{percent(row['singleton_rate']):>9}{percent(row['empty_rate']):>9}"
             )
         lines += ["", f"  coverage by class at {100 * self.confidence_level:g}%:"]
         for row in sets[f"{self.confidence_level:g}"]["by_class"]:
-            found = row["reason"] if row["coverage"] is None else f"{_percent(row['coverage'])} ({_percents(row)})"
+            found = (
+                row["reason"]
+                if row["coverage"] is None
+                else f"{percent(row['coverage'])} ({interval(row['low'], row['high'])})"
+            )
             lines.append(f"  {row['name']:<12}{row['n']:>6}   {found}")
         return "\n".join([*lines, "", self.headline])
 
@@ -360,15 +364,3 @@ def _versions() -> dict[str, str | None]:
 
 def _plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}%"
-
-
-def _percents(row: dict[str, Any]) -> str:
-    return f"{_percent(row['low'])} to {_percent(row['high'])}"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -10,7 +10,17 @@ from sklearn.utils import check_random_state
 
 from .. import metrics
 
-__all__ = ["GUARANTEED", "TITLES", "group_columns", "plain", "probability_figures", "set_figures"]
+__all__ = [
+    "GUARANTEED",
+    "TITLES",
+    "group_columns",
+    "interval",
+    "number",
+    "percent",
+    "plain",
+    "probability_figures",
+    "set_figures",
+]
 
 _PROBABILITY = 0.95  # of every interval and band
 _N_BINS = 15
@@ -78,9 +88,11 @@ def _bootstrap(
     random_state: int | None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals over resamples of whole units."""
+    if units.max() == units.min():  # one unit says nothing of how they spread
+        return dict.fromkeys(measures, (math.nan, math.nan))
     rng = check_random_state(random_state)
     order = np.argsort(units, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(units))[:-1])
+    members = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)
     found: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(n_resamples):
         rows = np.concatenate([members[u] for u in rng.randint(len(members), size=len(members))])
@@ -164,3 +176,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "infinite"
     return value
+
+
+def number(value: float | str | None, digits: int = 3) -> str:
+    """A figure for a reader; a dash where it is not defined."""
+    return value if isinstance(value, str) else "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A rate in percent; a dash where it is not defined."""
+    return "-" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def interval(low: float | str | None, high: float | str | None, *, rate: bool = True) -> str:
+    """Both ends, of a rate in percent; a dash where they are not defined."""
+    if low is None or high is None:
+        return "-"
+    if not rate or isinstance(low, str) or isinstance(high, str):
+        return f"{number(low)} to {number(high)}"
+    return f"{100 * low:.1f} to {100 * high:.1f}%"

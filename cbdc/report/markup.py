@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -17,11 +16,11 @@ from .. import __version__
 from ..images import LesionImage, read_images, thumbnail_jpeg
 from ..plots import COLORS
 
-__all__ = ["Html", "bar", "facts", "interval", "join", "number", "page", "percent", "svg", "table", "tag", "thumbnails"]
+__all__ = ["Html", "bar", "facts", "join", "page", "svg", "table", "tag", "thumbnails"]
 
 _INK, _MUTED, _LINE = "#1b232c", "#5b6672", "#e3e6ea"  # written by matplotlib, then made variables of the style sheet
 _WIDE = 10.6  # inches across the page, at the scale of two displays of 5 side by side
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": _INK,
@@ -96,23 +95,6 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> Html:
     )
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for a reader; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A rate in percent; a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}%"
-
-
-def interval(lower: float | None, upper: float | None, *, rate: bool = True) -> str:
-    """Both ends, in percent or as they are; a dash where there are none."""
-    if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
-        return "–"
-    return f"{100 * lower:.1f}–{100 * upper:.1f}%" if rate else f"{lower:.3f}–{upper:.3f}"
-
-
 def bar(share: float, *, inside: bool) -> Html:
     """A bar of a share from 0 to 1; decoration of a number that stands beside it."""
     width = f"{100 * min(max(share, 0.0), 1.0):.2f}"
@@ -126,7 +108,7 @@ def svg(display: Any, name: str, caption: str, *, wide: bool = False) -> Html:
     """The drawing of a display as inline SVG that follows the page's fonts and its light or dark colours."""
     buffer = io.StringIO()
     # The salt makes the identifiers in the file repeat from run to run and differ from figure to figure.
-    with rc_context({**_STYLE, "svg.hashsalt": name}):
+    with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure = display.plot().figure_
         if wide:
             figure.set_figwidth(_WIDE)

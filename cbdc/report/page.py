@@ -16,8 +16,8 @@ from ..plots import (
 )
 from .cases import card, class_rows
 from .evaluation import Evaluation
-from .figures import GUARANTEED, TITLES
-from .markup import Html, facts, interval, join, number, page, percent, svg, table, tag, thumbnails
+from .figures import GUARANTEED, TITLES, interval, number, percent
+from .markup import Html, facts, join, page, svg, table, tag, thumbnails
 
 __all__ = ["write_report"]
 
@@ -253,7 +253,7 @@ def _probabilities(e: Evaluation) -> Html:
     rows = []
     for name, title in TITLES.items():
         row, rate = scores[name], name in ("accuracy", "balanced_accuracy")
-        value = row["value"] if isinstance(row["value"], str) else (percent if rate else number)(row["value"])
+        value = (percent if rate else number)(row["value"])
         spread = interval(row["low"], row["high"], rate=rate)
         if name == "ece":
             spread = f"noise ≤ {number(scores['ece_noise_floor'])}"
