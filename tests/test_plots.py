@@ -145,9 +145,9 @@ def test_groups_take_the_place_of_classes(predictions):
 
 
 def test_dollar_signs_in_a_class_name_are_not_mathematics(tmp_path):
-    display = ClassCoverageDisplay(["$\\frac{", "b"], [20, 20], [19, 18]).plot()
+    display = ClassCoverageDisplay(["$\\frac{$", "b"], [20, 20], [19, 18]).plot()
     display.figure_.savefig(tmp_path / "a.svg")
-    assert display.ax_.get_yticklabels()[0].get_text().startswith("$\\frac{")
+    assert display.ax_.get_yticklabels()[0].get_text().startswith("$\\frac{$")
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 6))

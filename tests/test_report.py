@@ -19,7 +19,7 @@ from cbdc.diagnosis import Diagnosis
 from cbdc.errors import CalibrationSizeWarning, DatasetError, ImageError, LeakageError
 from cbdc.images import write_image
 from cbdc.report import case_report, evaluate, write_report
-from cbdc.report.figures import plain
+from cbdc.report.figures import plain, probability_figures
 from cbdc.report.markup import Html, join, tag
 from cbdc.taxonomy import get_taxonomy
 
@@ -138,7 +138,10 @@ def test_figures_are_those_of_the_metrics(evaluation, dataset):
     for level in (0.8, 0.9, 0.95, 0.99):
         sets = Conformal().predict_set(embeddings, level)
         row = evaluation.figures["sets"][f"{level:g}"]
-        assert row["coverage_all_images"]["value"] == metrics.coverage(sets, y)
+        every = row["coverage_all_images"]
+        assert every["value"] == metrics.coverage(sets, y)
+        units = dataset.take(kept).groups("lesion")
+        assert (every["low"], every["high"]) == metrics.cluster_interval(sets[np.arange(len(y)), y], units)
         assert row["coverage"]["value"] == metrics.coverage(sets[evaluation.sample], y[evaluation.sample])
         assert row["mean_set_size"] == metrics.mean_set_size(sets[evaluation.sample])
         assert sum(row["set_sizes"]) == len(evaluation.sample)
@@ -155,6 +158,21 @@ def test_coverage_counts_one_image_of_each_lesion_and_knows_its_band(evaluation,
             Conformal.n_calibration_[present], n_test[present], float(level), probability=0.95
         )
         assert evaluation.figures["sets"][level]["band"] == list(expected)
+
+
+def test_intervals_count_units_and_not_copies():
+    """Ten copies of every image say nothing new, so no interval gets shorter."""
+    rng = np.random.default_rng(0)
+    proba = rng.dirichlet(np.ones(3), 60)
+    labels, units = rng.integers(0, 3, 60), np.arange(60) // 2
+    once = probability_figures(proba, labels, units, 30, 0)
+    many = probability_figures(*(np.repeat(a, 10, axis=0) for a in (proba, labels, units)), 30, 0)
+    for name in ("balanced_accuracy", "auroc", "brier", "nll"):
+        assert many[name] == pytest.approx(once[name])
+        assert once[name]["low"] < once[name]["value"] < once[name]["high"]
+    assert many["accuracy"]["high"] - many["accuracy"]["low"] > 0.95 * (
+        once["accuracy"]["high"] - once["accuracy"]["low"]
+    )
 
 
 def test_classes_and_groups_too_small_are_refused_with_a_reason(evaluation):
@@ -350,6 +368,7 @@ def test_page_is_one_file_that_loads_nothing(report, tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert "://" not in report
     assert "@import" not in report
+    assert "xlink" not in report
     assert not {"script", "iframe", "link", "object"} & set(page.tags)
     assert len(report) < 2_000_000
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["metrics.json", "report.html"]

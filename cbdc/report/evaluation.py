@@ -74,7 +74,8 @@ class Evaluation:
         one_each = "" if data["unit"] == "image" else ", one image drawn from each"
         text = (
             f"On {units} of {data['dataset']}{one_each}, the {100 * self.confidence_level:g}% prediction sets hold the "
-            f"true diagnosis in {percent(coverage['value'])} (95% interval {interval(coverage['low'], coverage['high'])})"
+            f"true diagnosis in {percent(coverage['value'])} "
+            f"(95% interval {interval(coverage['low'], coverage['high'])})"
         )
         if chosen["band"] is not None:
             low, high = chosen["band"]
@@ -95,11 +96,9 @@ class Evaluation:
 
     def __str__(self) -> str:
         data, sets = self.figures["data"], self.figures["sets"]
-        lines = [
-            f"{data['dataset']}: {_plural(data['n_images'], 'image')} of {_plural(data['n_units'], data['unit'])}, "
-            f"{data['n_refused']} refused",
-            "",
-        ]
+        units = "" if data["unit"] == "image" else f" of {_plural(data['n_units'], data['unit'])}"
+        images = f"{_plural(data['n_images'], 'image')}{units}, {data['n_refused']} refused"
+        lines = [f"{data['dataset']}: {images}", ""]
         for name, row in self.figures["probabilities"].items():
             if isinstance(row, dict):
                 low, high = row["low"], row["high"]
