@@ -254,7 +254,7 @@ class ClassCoverageDisplay(_Display):
             ax.hlines(rows[some], low[some], high[some], color=COLORS["observed"], linewidth=1.6, linestyle=style)
             ax.plot(rate[some], rows[some], "o", color=COLORS["observed"], markerfacecolor=face, markersize=6)
         texts = [
-            f"{shorten(label, 48, placeholder=' ...')}\nn = {n}{'' if big else ', too small'}"
+            f"{shorten(label, 48, placeholder=' ...')}\nn = {n:,}{'' if big else ', too small'}"
             for label, n, big in zip(self.labels, self.n, enough)
         ]
         ax.set_yticks(rows, texts, parse_math=False)
@@ -423,13 +423,13 @@ class CoverageLevelDisplay(_Display):
             low, high = self.bands[order].T
             ax.fill_between(x, low, high, color=COLORS["expected"], linewidth=0, label="expected, 95% band")
         seen = [x, y] if self.bands is None else [x, y, self.bands.ravel()]
-        ends = [float(np.nanmin(np.concatenate(seen))) - 0.03, 1.01]
-        ax.plot(ends, ends, linestyle="--", linewidth=1, color=COLORS["reference"], label="nominal")
+        left, lowest = x.min() - 0.03, float(np.nanmin(np.concatenate(seen))) - 0.03
+        ax.plot([left, 1], [left, 1], linestyle="--", linewidth=1, color=COLORS["reference"], label="nominal")
         ax.plot(x, y, "o-", color=COLORS["observed"], markersize=5.5, linewidth=1.4, label=name)
-        ax.set(xlim=ends, ylim=ends, xlabel="confidence level", ylabel="coverage")
+        ax.set(xlim=(left, 1.01), ylim=(min(left, lowest), 1.01), xlabel="confidence level", ylabel="coverage")
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.legend(loc="lower right", fontsize="small", frameon=False)
+        ax.legend(loc="best", fontsize="small", frameon=False)
         return self
 
 

@@ -284,6 +284,9 @@ def test_one_level_and_one_class_of_many_still_make_a_page(tmp_path):
     assert evaluation.figures["probabilities"]["auroc"]["value"] is None
     assert "data:image" not in write_report(evaluation, tmp_path, n_cases=0).read_text(encoding="utf-8")
     assert "AUROC" in str(evaluation)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "In calibration: one image of each lesion; here: every image counts." in page
+    assert "one image a image" not in page
 
 
 def test_an_infinite_figure_is_said_and_not_lost(tmp_path):
@@ -395,6 +398,7 @@ def test_page_says_what_it_must(report, evaluation):
         "melanoma",
         "malignant",
         "all black",
+        "In calibration and here: one image of each lesion",
         "3 of 160 images could not be used",
         "Worst misses",
     ):

@@ -142,16 +142,19 @@ def _tiles(e: Evaluation) -> Html:
 
 def _guarantee(e: Evaluation) -> Html:
     data = e.figures["data"]
-    unit, calibrated = data["unit"], e.figures["model"]["provenance"].get("calibration", {}).get("unit", "image")
-    one = "" if unit == calibrated == "image" else f" Of each {unit} one image is drawn here; in calibration, of each "
-    one = f"{one}{calibrated}." if one else ""
+    calibrated = e.figures["model"]["provenance"].get("calibration", {}).get("unit", "image")
+    here, there = (
+        "every image counts" if u == "image" else f"one image of each {u}" for u in (data["unit"], calibrated)
+    )
+    counted = f"In calibration and here: {here}." if here == there else f"In calibration: {there}; here: {here}."
     return tag(
         "div",
         tag("p", e.figures["model"]["guarantee"]),
         tag(
             "p",
-            "The expected bands below are exact: given the number of calibration cases, the coverage that a test set "
-            f"realises follows a Beta-binomial law, and lies in its band 19 times out of 20.{one}",
+            "The expected bands below are exact: given the number of calibration cases, the coverage of a test set "
+            "that is exchangeable with them follows a Beta-binomial law, and lies in its band 19 times out of 20. "
+            f"{counted}",
         ),
         class_="note",
     )
@@ -266,10 +269,10 @@ def _probabilities(e: Evaluation) -> Html:
 
 
 def _set_plots(e: Evaluation) -> Html:
-    level, chosen, one = f"{100 * e.confidence_level:g}%", _chosen(e), f"one image a {_unit(e)}"
-    classes = pd.DataFrame(chosen["by_class"])
+    level, one = f"{100 * e.confidence_level:g}%", "" if _unit(e) == "image" else f", one image a {_unit(e)}"
+    classes = pd.DataFrame([row for row in _chosen(e)["by_class"] if row["n"]])
     by_class = ClassCoverageDisplay(
-        [e.names[c] for c in e.classes],
+        [e.names[label] for label in classes["name"]],
         classes["n"],
         classes["covered"],
         bands=classes[["band_low", "band_high"]].to_numpy(float),
@@ -288,15 +291,15 @@ def _set_plots(e: Evaluation) -> Html:
         svg(
             by_class,
             "classes",
-            f"Coverage of each diagnosis at {level}, {one}. Points in their grey band are what calibration leads to "
+            f"Coverage of each diagnosis at {level}{one}. Points in their grey band are what calibration leads to "
             "expect; hollow points rest on too few cases to be judged.",
             wide=True,
         ),
-        svg(levels, "levels", f"Coverage against confidence level, {one}."),
+        svg(levels, "levels", f"Coverage against confidence level{one}."),
         svg(
             SetSizeDisplay.from_predictions(*missed),
             "sizes",
-            f"Size of the {level} sets, {one}. Smaller sets say more.",
+            f"Size of the {level} sets{one}. Smaller sets say more.",
         ),
     )
 
