@@ -17,13 +17,10 @@ class FullPosterior:
     Attributes
     ----------
     posterior_factor : ndarray of shape (n_classes - 1, p, (n_classes - 1) * p), float64
-        F with F F' = covariance, parameters ordered by contrast, then by feature.
-    log_determinant : float
-        Of the precision.
+        Upper triangular F with F F' = covariance, parameters ordered by contrast, then by feature.
     """
 
     posterior_factor: np.ndarray
-    log_determinant: float = np.nan
 
     @classmethod
     def at(cls, problem: SoftmaxProblem, proba: np.ndarray, prior: np.ndarray) -> "FullPosterior":
@@ -34,7 +31,13 @@ class FullPosterior:
         precision[np.diag_indices(size)] += np.tile(prior[:, 0], J)
         lower = cholesky(precision, lower=True)
         inverse = solve_triangular(lower, np.eye(size), lower=True)
-        return cls(np.ascontiguousarray(inverse.T).reshape(J, -1, size), 2 * float(np.log(np.diag(lower)).sum()))
+        return cls(np.ascontiguousarray(inverse.T).reshape(J, -1, size))
+
+    @property
+    def log_determinant(self) -> float:
+        """Of the precision."""
+        size = self.posterior_factor.shape[2]
+        return -2 * float(np.log(np.diag(self.posterior_factor.reshape(size, size))).sum())
 
     def logit_factor(self, Z: np.ndarray, outside: np.ndarray | float = 0.0) -> np.ndarray:
         """Factor (n, n_classes, n_classes - 1) of the covariance of each row's logits.
@@ -118,7 +121,7 @@ def full_curvature(problem: SoftmaxProblem, proba: np.ndarray) -> np.ndarray:
 def kronecker_curvature(problem: SoftmaxProblem, proba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Exact diagonal (p, J) of the Hessian along the Kronecker eigenvectors, and the classes' eigenvectors (J, J)."""
     n, p = problem.Z.shape
-    _, axes = problem.class_curvature(proba)
+    _, axes = problem.class_curvature(proba, problem.weights)
     directions = contrasts(problem.n_classes) @ axes
     spread = problem.weights[:, None] * (proba @ directions**2 - (proba @ directions) ** 2)
     curvature = np.zeros((p, problem.n_classes - 1))

@@ -55,17 +55,20 @@ class SoftmaxProblem:
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
         """Gradient in the parameters from a gradient in the logits, (p, n_classes - 1)."""
-        return (self.Z.T @ (residual @ contrasts(self.n_classes)).astype(self.Z.dtype)).astype(float)
+        return ((residual @ contrasts(self.n_classes)).T.astype(self.Z.dtype) @ self.Z).T.astype(float)
 
-    def log_likelihood(self, logits: np.ndarray) -> tuple[float, np.ndarray]:
-        """Weighted log-likelihood, and the probabilities (n, n_classes)."""
+    def log_likelihood(self, logits: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Weighted log-likelihood; probabilities p (n, n_classes); weights (n,) of the curvatures diag(p) - p p'."""
         log_proba = log_softmax(logits, axis=1)
-        return float(self.weights @ np.take_along_axis(log_proba, self.codes[:, None], 1)[:, 0]), np.exp(log_proba)
+        own = np.take_along_axis(log_proba, self.codes[:, None], 1)[:, 0]
+        return float(self.weights @ own), np.exp(log_proba), self.weights
 
     def expected_log_likelihood(
         self, logits: np.ndarray, logit_factor: Callable[[np.ndarray], np.ndarray], points: np.ndarray
-    ) -> tuple[float, np.ndarray]:
+    ) -> tuple[float, np.ndarray, np.ndarray]:
         """Like `log_likelihood`, in expectation over Gaussian logits.
+
+        The expected curvature is taken as a multiple, of the right trace, of diag(p) - p p' at the expected p.
 
         Parameters
         ----------
@@ -76,20 +79,25 @@ class SoftmaxProblem:
         points : ndarray of shape (n_points, n_classes - 1)
             Standard normal points with mean zero.
         """
-        value, proba = 0.0, np.empty_like(logits)
+        value, expected, curvature_weights = 0.0, np.empty_like(logits), np.empty(len(logits))
         for rows in row_chunks(len(logits), len(points) * self.n_classes):
             draws = logits[rows, None] + points @ logit_factor(self.Z[rows]).transpose(0, 2, 1)
             log_norm = logsumexp(draws, axis=2, keepdims=True)
-            proba[rows] = np.exp(draws - log_norm).mean(axis=1)
+            proba = np.exp(draws - log_norm)
+            mean = expected[rows] = proba.mean(axis=1)
             own = np.take_along_axis(logits[rows], self.codes[rows, None], 1)[:, 0]
             value += float(self.weights[rows] @ (own - log_norm[:, :, 0].mean(axis=1)))
-        return value, proba
+            trace = np.sum(proba * (1 - proba), axis=2).mean(axis=1)
+            largest = np.sum(mean * (1 - mean), axis=1)
+            ratio = np.divide(trace, largest, out=np.ones_like(trace), where=largest > 0)
+            curvature_weights[rows] = self.weights[rows] * ratio
+        return value, expected, curvature_weights
 
-    def class_curvature(self, proba: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Eigenvalues and eigenvectors, in contrasts, of the mean over rows of diag(p) - p p'."""
+    def class_curvature(self, proba: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Eigenvalues and eigenvectors, in contrasts, of the weighted sum of diag(p) - p p' per unit of data."""
         B = contrasts(self.n_classes)
-        mean = np.diag(self.weights @ proba) - (proba * self.weights[:, None]).T @ proba
-        return eigh(B.T @ mean @ B / self.weights.sum())
+        total = np.diag(weights @ proba) - (proba * weights[:, None]).T @ proba
+        return eigh(B.T @ total @ B / self.weights.sum())
 
 
 def find_mode(
@@ -99,7 +107,7 @@ def find_mode(
     *,
     max_iter: int,
     tol: float,
-    log_likelihood: Callable[[np.ndarray], tuple[float, np.ndarray]] | None = None,
+    log_likelihood: Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float, int]:
     """Mode of the posterior by a truncated Newton method.
 
@@ -115,7 +123,7 @@ def find_mode(
     max_iter : int
         Newton steps.
     tol : float
-        Newton decrement at which to stop: the distance to the mode in posterior standard deviations.
+        Distance to the mode at which to stop: in posterior standard deviations, root mean square over parameters.
     log_likelihood : callable, optional
         In place of `problem.log_likelihood`, for example its expectation.
 
@@ -129,36 +137,35 @@ def find_mode(
     """
     log_likelihood = log_likelihood or problem.log_likelihood
 
-    def evaluate(U: np.ndarray) -> tuple[float, np.ndarray]:
-        value, proba = log_likelihood(problem.logits(U))
-        return 0.5 * float(np.sum(prior * U**2)) - value, proba
+    def evaluate(U: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        value, proba, weights = log_likelihood(problem.logits(U))
+        return 0.5 * float(np.sum(prior * U**2)) - value, proba, weights
 
-    weights = problem.weights[:, None]
     one_hot = np.arange(problem.n_classes) == problem.codes[:, None]
     U = start
-    loss, proba = evaluate(U)
+    loss, proba, weights = evaluate(U)
     for iteration in range(max_iter + 1):
-        gradient = problem.pull_back(weights * (proba - one_hot)) + prior * U
-        precondition = _kronecker_inverse(problem, prior, proba)
-        decrement = float(np.sqrt(np.sum(gradient * precondition(gradient))))
-        if decrement <= tol:
+        gradient = problem.pull_back(problem.weights[:, None] * (proba - one_hot)) + prior * U
+        precondition = _kronecker_inverse(problem, prior, proba, weights)
+        distance = float(np.sqrt(np.mean(gradient * precondition(gradient))))
+        if distance <= tol:
             return U, proba, -loss, iteration
         if iteration == max_iter:
             break
         step = _conjugate_gradients(
-            _curvature(problem, prior, proba), -gradient, precondition, tol=float(np.clip(decrement, 1e-4, 0.1))
+            _curvature(problem, prior, proba, weights), -gradient, precondition, tol=float(np.clip(distance, 1e-4, 0.1))
         )
         slope = float(np.sum(gradient * step))
         rounding = 10 * float(np.finfo(problem.Z.dtype).eps) * abs(loss)  # the loss cannot show a smaller decrease
         size = 1.0
         while True:
-            new_loss, new_proba = evaluate(U + size * step)
+            new_loss, new_proba, new_weights = evaluate(U + size * step)
             if new_loss <= loss + 1e-4 * size * slope + rounding or size < 1e-6:
                 break
             size /= 2
-        U, loss, proba = U + size * step, new_loss, new_proba
+        U, loss, proba, weights = U + size * step, new_loss, new_proba, new_weights
     warnings.warn(
-        f"the posterior's mode was not reached in max_iter={max_iter} Newton steps: it is about {decrement:.2g} "
+        f"the posterior's mode was not reached in max_iter={max_iter} Newton steps: it is about {distance:.2g} "
         f"posterior standard deviations away, tol={tol:.2g}. Fix: raise max_iter or tol, or a larger prior_precision.",
         ConvergenceWarning,
         stacklevel=2,
@@ -167,20 +174,21 @@ def find_mode(
 
 
 def _kronecker_inverse(
-    problem: SoftmaxProblem, prior: np.ndarray, proba: np.ndarray
+    problem: SoftmaxProblem, prior: np.ndarray, proba: np.ndarray, weights: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-    eigenvalues, Q = problem.class_curvature(proba)
+    eigenvalues, Q = problem.class_curvature(proba, weights)
     diagonal = problem.energy[:, None] * np.maximum(eigenvalues, 0.0) + prior
     return lambda G: ((G @ Q) / diagonal) @ Q.T
 
 
-def _curvature(problem: SoftmaxProblem, prior: np.ndarray, proba: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def _curvature(
+    problem: SoftmaxProblem, prior: np.ndarray, proba: np.ndarray, weights: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
     """Product with the Hessian."""
-    weights = problem.weights[:, None]
 
     def curve(V: np.ndarray) -> np.ndarray:
         push = proba * problem.logits(V)
-        return problem.pull_back(weights * (push - proba * push.sum(axis=1, keepdims=True))) + prior * V
+        return problem.pull_back(weights[:, None] * (push - proba * push.sum(axis=1, keepdims=True))) + prior * V
 
     return curve
 

@@ -23,7 +23,6 @@ __all__ = ["LaplaceHead"]
 
 _INTERCEPT_PRECISION = 1e-2  # a standard deviation of 10 in log-odds: weak, yet proper when the classes separate
 _FULL_LIMIT = 1000  # parameters up to which covariance="auto" keeps the full matrix
-_SEARCH_TOL = 0.03  # of the mode while the prior is searched: costs 5e-4 nats of evidence
 _CORRECTION_POINTS = 64
 _BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
 _FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
@@ -60,8 +59,8 @@ class LaplaceHead(BayesianHead):
         Points of the quasi-Monte Carlo average over the logits.
     max_iter : int, default=100
         Newton steps of each search for the mode.
-    tol : float, default=1e-3
-        Accepted distance to the mode, in posterior standard deviations.
+    tol : float, default=1e-4
+        Accepted distance to the mode, in posterior standard deviations, root mean square over the parameters.
     random_state : int, RandomState instance or None, default=None
         Scrambles the quasi-Monte Carlo points and is the default of `predict_posterior`. None means 0: a head is
         deterministic.
@@ -143,7 +142,7 @@ class LaplaceHead(BayesianHead):
         standardize: bool = False,
         n_draws: int = 256,
         max_iter: int = 100,
-        tol: float = 1e-3,
+        tol: float = 1e-4,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.prior_precision = prior_precision
@@ -205,11 +204,11 @@ class LaplaceHead(BayesianHead):
         kind, _ = _POSTERIORS[self.covariance_]
         self.mode_, self.n_iter_ = np.zeros((p, J)), 0
 
-        def negative_evidence(log_precision: float, tol: float = max(self.tol, _SEARCH_TOL)) -> float:
+        def negative_evidence(log_precision: float) -> float:
             """Also moves `mode_` and `posterior_` there; the next search starts from them."""
             prior = _prior(np.exp(log_precision), p)
             self.mode_, proba, log_posterior, n_iter = find_mode(
-                problem, prior, self.mode_, max_iter=self.max_iter, tol=tol
+                problem, prior, self.mode_, max_iter=self.max_iter, tol=self.tol
             )
             self.n_iter_ += n_iter
             self.posterior_: GaussianPosterior = kind.at(problem, proba, prior)
@@ -223,7 +222,7 @@ class LaplaceHead(BayesianHead):
             self.prior_precision_ = float(np.exp(found.x))
         else:
             self.prior_precision_ = float(self.prior_precision)
-        self.log_marginal_likelihood_ = -negative_evidence(np.log(self.prior_precision_), self.tol)
+        self.log_marginal_likelihood_ = -negative_evidence(np.log(self.prior_precision_))
         self.posterior_mean_ = self._corrected_mean(problem) if self.mean_correction else self.mode_
 
     def _corrected_mean(self, problem: SoftmaxProblem) -> np.ndarray:
