@@ -297,24 +297,24 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             Diagnosis(name, "refused", reason=str(item)) if isinstance(item, ImageError) else None
             for name, item in zip(names, decoded, strict=True)
         ]
-        good = [i for i, item in enumerate(decoded) if isinstance(item, LesionImage)]
+        good = {i: item for i, item in enumerate(decoded) if isinstance(item, LesionImage)}
         if not good:
             return [row for row in rows if row is not None]
-        embeddings = self.embedder_.transform([decoded[i] for i in good])
-        groups = None if groups is None else np.asarray(groups)[good]
+        embeddings = self.embedder_.transform(list(good.values()))
+        groups = None if groups is None else np.asarray(groups)[list(good)]
         probabilities = self.head_.predict_proba(embeddings)
         entropy, information = _uncertainty(self.head_, embeddings, probabilities)
         sets = self.conformal_.predict_set(embeddings, level, groups=groups)
         p_values = self.conformal_.p_values(embeddings, groups=groups)
         guarantee = str(self.conformal_.guarantee(level))
         labels = [str(label) for label in self.classes_]
-        for j, i in enumerate(good):
+        for j, (i, image) in enumerate(good.items()):
             order = np.argsort(-probabilities[j], kind="stable")
-            quality = assess_quality(decoded[i].pixels)
+            quality = assess_quality(image.pixels)
             rows[i] = Diagnosis(
                 names[i],
                 "ok",
-                sha256=decoded[i].sha256,
+                sha256=image.sha256,
                 prediction_set=tuple(labels[k] for k in order if sets[j, k]),
                 probabilities=dict(zip(labels, probabilities[j].tolist(), strict=True)),
                 p_values=dict(zip(labels, p_values[j].tolist(), strict=True)),

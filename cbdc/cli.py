@@ -187,6 +187,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     page = write_report(evaluation, out)
     examples = [write_image(test.images[i], _folder(out / "images") / f"lesion_{i}.png") for i in range(6)]
     diagnoses = clf.diagnose(examples)
+    assert isinstance(diagnoses, list)
     case_report(diagnoses, out / "cases.html", images=examples)
     clf.save(out / "model.cbdc")
     print(f"\n5. One lesion, explained:\n\n{diagnoses[0]}\n")
@@ -305,7 +306,7 @@ def _write_csv(rows: Sequence["Diagnosis"], path: Path) -> None:
         writer.writerow(header)
         for row in rows:
             record = row.to_dict()
-            cells = [row.image, row.sha256, row.status, row.reason, "|".join(row.prediction_set)]
+            cells: list[Any] = [row.image, row.sha256, row.status, row.reason, "|".join(row.prediction_set)]
             cells += [row.probabilities.get(label, "") for label in labels]
             cells += [record[key] for key in ("entropy", "mutual_information", "confidence_level", "quality")]
             writer.writerow([_cell(cell) for cell in [*cells, "|".join(row.quality_reasons)]])
