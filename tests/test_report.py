@@ -189,6 +189,7 @@ def test_classes_and_groups_too_small_are_refused_with_a_reason(evaluation):
 
 def test_refused_images_are_listed_and_no_row_shifts(evaluation, dataset):
     assert [row["image"] for row in evaluation.figures["refused"]] == ["lesion_3.png", "lesion_50.png", "lesion_51.png"]
+    assert evaluation.figures["refused"][0]["reason"] == "all black: \x1b no picture"
     data = evaluation.figures["data"]
     assert (data["n_given"], data["n_images"], data["n_refused"]) == (160, 157, 3)
     for i in (0, 3, 60, 156):

@@ -109,7 +109,7 @@ def _diagnosis(row: Diagnosis, picture: Html | None, taxonomy: Taxonomy | None) 
 
 def card(name: str, picture: Html | None, lines: Sequence[Any], rows: Html | None) -> Html:
     """Picture, file name, what there is to say, and the classes."""
-    blank = tag("div", class_="blank", role="img", aria_label="no picture")
+    blank = tag("span", class_="blank", role="img", aria_label="no picture")
     text = tag("div", tag("h3", name), *(tag("p", line) for line in lines))
     return tag("article", tag("div", picture or blank, text, class_="summary"), rows, class_="case")
 

@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from .. import __version__, metrics
 from ..datasets import LesionDataset, check_leakage
 from ..errors import CalibrationSizeWarning, DatasetError, LeakageError
-from ..images import image_name
+from ..images import image_name, refusal_message
 from .figures import TITLES, group_columns, interval, number, percent, plain, probability_figures, set_figures
 
 if TYPE_CHECKING:  # torch costs seconds at import, and a page of arrays needs none of it
@@ -219,20 +219,13 @@ def evaluate(
     proba = classifier.head_.predict_proba(embeddings)
     units = usable.groups(unit)
     columns = group_columns(usable.frame, [c for c in group_by if given is None or c != classifier.group_by])
-    by_level, notes = {}, {}
-    for value in sorted({*levels, level}):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", CalibrationSizeWarning)
-            by_level[value] = classifier.conformal_.predict_set(embeddings, value, groups=given)
-        notes[value] = [str(w.message) for w in caught]
+    by_level, notes = _sets(classifier, embeddings, sorted({*levels, level}), given)
     n_calibration = classifier.conformal_.n_calibration_
     figures = {
         "headline_level": level,
         "model": _model(classifier, level),
         "data": _data(classifier, dataset, mapped, unit, len(kept), len(sample), random_state),
-        "refused": [
-            {"image": _name(mapped, i), "reason": str(error).splitlines()[0]} for i, error in sorted(refusals.items())
-        ],
+        "refused": [{"image": _name(mapped, i), "reason": _reason(mapped, i, refusals[i])} for i in sorted(refusals)],
         "probabilities": probability_figures(proba, labels, units, n_resamples, random_state),
         "classes": metrics.class_table(proba, labels, classes=classes).to_dict("records"),
         "sets": {
@@ -271,6 +264,19 @@ def evaluate(
     )
 
 
+def _sets(
+    classifier: "CBDCClassifier", embeddings: np.ndarray, levels: Sequence[float], groups: np.ndarray | None
+) -> tuple[dict[float, np.ndarray], dict[float, list[str]]]:
+    """Sets at each level, and what was warned of."""
+    sets, notes = {}, {}
+    for level in levels:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", CalibrationSizeWarning)
+            sets[level] = classifier.conformal_.predict_set(embeddings, level, groups=groups)
+        notes[level] = [str(warning.message) for warning in caught]
+    return sets, notes
+
+
 def _refuse_leakage(classifier: "CBDCClassifier", dataset: LesionDataset) -> None:
     for part, facts in classifier.provenance_.items():
         if facts.get("fingerprint") == dataset.fingerprint:
@@ -300,6 +306,11 @@ def _in_words_of(classifier: "CBDCClassifier", dataset: LesionDataset) -> Lesion
             "Fix: leave those images out, or fit on a data set that has them."
         )
     return mapped
+
+
+def _reason(dataset: LesionDataset, i: int, error: Exception) -> str:
+    """One line that does not name the image again."""
+    return " ".join(str(error).split()).removeprefix(refusal_message(dataset.images[i], i, ""))
 
 
 def _name(dataset: LesionDataset, i: int) -> str:
