@@ -325,19 +325,20 @@ def test_engine_by_name(resnet):
         assert make_engine(resnet, "auto").name == "onnx"
 
 
-def test_export_happens_once_and_leaves_torchs_threads_alone(resnet, monkeypatch):
+def test_export_happens_once_and_leaves_torchs_settings_alone(resnet, monkeypatch, capfd):
     calls = []
     export = engines_module._export
     monkeypatch.setattr(engines_module, "_exported", {})
     monkeypatch.setattr(engines_module, "_export", lambda backbone: calls.append(1) or export(backbone))
-    n_threads = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     threads = [threading.Thread(target=OnnxEngine, args=(resnet,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert calls == [1]
-    assert torch.get_num_threads() == n_threads
+    assert (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()) == before
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("damage", ["none", "flipped bit", "truncated"])

@@ -329,7 +329,7 @@ def test_a_cache_folder_that_cannot_be(tmp_path):
 def test_rows_come_back_bit_for_bit(tmp_path_factory, rows):
     kept = {key.hex(): np.frombuffer(np.uint32(bits).tobytes() * 5, np.float32) for key, bits in rows.items()}
     path = tmp_path_factory.mktemp("cache") / "c.sqlite"
-    for cache in (EmbeddingCache(path, 5), EmbeddingCache(path, 5)):
+    for cache in (EmbeddingCache(path), EmbeddingCache(path)):
         cache.put(kept)
         assert all(cache.get(key).tobytes() == row.tobytes() for key, row in kept.items())
         assert cache.get("ff" * 31 + "0f") is None
@@ -338,7 +338,7 @@ def test_rows_come_back_bit_for_bit(tmp_path_factory, rows):
 
 def test_two_writers_at_once(tmp_path):
     """Two connections lock each other out as two processes do."""
-    caches = [EmbeddingCache(tmp_path / "c.sqlite", 3) for _ in range(2)]
+    caches = [EmbeddingCache(tmp_path / "c.sqlite") for _ in range(2)]
     errors = []
 
     def write(k):

@@ -23,8 +23,6 @@ class EmbeddingCache:
     ----------
     path : Path
         The file; made if absent, as is its folder.
-    n_features : int
-        Length of each row.
 
     Raises
     ------
@@ -32,9 +30,8 @@ class EmbeddingCache:
         If the file is damaged, is no cache, or cannot be written.
     """
 
-    def __init__(self, path: Path, n_features: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._n_features = n_features
         self._lock = threading.Lock()
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +42,15 @@ class EmbeddingCache:
                 )
 
     def get(self, sha256: str) -> np.ndarray | None:
-        """The row kept for the image of that hex digest, float32 (n_features,), or None."""
+        """The row kept for the image of that hex digest, float32, or None."""
         key = bytes.fromhex(sha256)
         with self._explained(), self._lock:
             query = "SELECT embedding, checksum FROM embeddings WHERE sha256 = ?"
             found = self._database.execute(query, (key,)).fetchone()
-        if found is None or not self._is_whole(key, *found):
+        blob, checksum = found or (None, None)
+        if not isinstance(blob, bytes) or zlib.crc32(key + blob) != checksum:
             return None
-        return np.frombuffer(found[0], "<f4").astype(np.float32)
+        return np.frombuffer(blob, "<f4").astype(np.float32)
 
     def put(self, rows: Mapping[str, np.ndarray]) -> None:
         """Keep rows, by hex digest; they are on the disk when this returns."""
@@ -65,9 +63,6 @@ class EmbeddingCache:
 
     def close(self) -> None:
         self._database.close()
-
-    def _is_whole(self, key: bytes, blob: object, checksum: object) -> bool:
-        return isinstance(blob, bytes) and len(blob) == 4 * self._n_features and zlib.crc32(key + blob) == checksum
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -245,7 +245,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         folder = self._cache_folder()
         if folder is None:
             return nullcontext()
-        return closing(EmbeddingCache(folder / f"{self.fingerprint_}-{self.engine_}.sqlite", self._n_features_out))
+        return closing(EmbeddingCache(folder / f"{self.fingerprint_}-{self.engine_}.sqlite"))
 
 
 def _middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

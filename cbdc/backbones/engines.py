@@ -3,6 +3,8 @@
 import io
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,10 +127,8 @@ def _export(backbone: Backbone) -> bytes:
     """Export by tracing. (The newer exporter, dynamo=True, takes five times as long and two more packages.)"""
     pixels = torch.zeros(1, *backbone.input_size, 3, dtype=torch.uint8)
     buffer: Any = io.BytesIO()  # torch names paths only
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one small image: handing it out to threads costs more than it saves
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with _traceable(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter's remarks on itself and on constants that it does not fold
             torch.onnx.export(
                 _FromPixels(backbone),
@@ -144,6 +144,17 @@ def _export(backbone: Backbone) -> bytes:
         raise ExportError(
             f"backbone {backbone.name!r}: cannot be exported to ONNX ({type(error).__name__})."
         ) from error
+    return buffer.getvalue()
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Attention in single steps, which ONNX has; one thread, since one image is not worth handing out to several."""
+    n_threads, fast_attention = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
+    torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
     finally:
         torch.set_num_threads(n_threads)
-    return buffer.getvalue()
+        torch.backends.mha.set_fastpath_enabled(fast_attention)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ModelFileError, require
+from ..errors import ModelFileError, ParameterError, require
 from .weights import lite_weights, load_weights, state_sha256, timm_weights, torchvision_weights
 
 _TIMM = "timm:"
@@ -200,7 +200,7 @@ def _known_architecture(name: str) -> _Architecture:
     if name not in _ARCHITECTURES:
         hint = _did_you_mean(name, list_backbones())
         allowed = ", ".join(list_backbones())
-        raise ValueError(f"backbone {name!r}: unknown.{hint} Allowed: {allowed}, timm:<model>.")
+        raise ParameterError(f"backbone {name!r}: unknown.{hint} Allowed: {allowed}, timm:<model>.")
     return _ARCHITECTURES[name]
 
 
@@ -209,7 +209,7 @@ def _timm_architecture(name: str) -> _Architecture:
     model = name.removeprefix(_TIMM)
     if not timm.is_model(model):
         hint = _did_you_mean(model, timm.list_models())
-        raise ValueError(f"backbone {name!r}: timm has no such model.{hint} See timm.list_models().")
+        raise ParameterError(f"backbone {name!r}: timm has no such model.{hint} See timm.list_models().")
     config = timm.get_pretrained_cfg(model)
     return _Architecture(
         build=partial(timm.create_model, model, pretrained=False),
