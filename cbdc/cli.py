@@ -3,7 +3,9 @@
 import argparse
 import csv
 import json
+import math
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +39,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.command(arguments) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return arguments.command(arguments) or 0
     except CBDCError as error:
         print(f"cbdc: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("cbdc: interrupted; embeddings kept with --cache are not lost", file=sys.stderr)
         return 130
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"cbdc: warning: {message}", file=sys.stderr)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _level(text: str) -> float:
+    if not 0 < (level := _number(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number strictly between 0 and 1, for example 0.9")
+    return level
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_dataset(fit)
     fit.add_argument("--out", type=Path, required=True, help="model file to write, for example ham.cbdc")
     _add_backbone(fit)
-    fit.add_argument("--head", default="laplace", help="Bayesian head")
+    fit.add_argument("--head", default="laplace", choices=["laplace"], help="Bayesian head")
     fit.add_argument("--score", default="lac", choices=["lac", "aps"], help="conformity score")
     fit.add_argument(
         "--condition-on",
@@ -103,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whom the guarantee holds for",
     )
     fit.add_argument("--group-by", help="column with the groups, for example skin_type")
-    fit.add_argument("--confidence-level", type=float, default=0.9, help="level of the sets; any may be asked later")
+    fit.add_argument("--confidence-level", type=_level, default=0.9, help="level of the sets; any may be asked later")
     fit.add_argument(
         "--by", choices=["patient", "lesion", "image"], help="unit of the split (default: the coarsest known)"
     )
@@ -120,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", type=Path, help="model file of cbdc fit")
     _add_dataset(evaluate)
     evaluate.add_argument("--out", type=Path, required=True, help="folder to write to")
-    evaluate.add_argument("--confidence-level", type=float, help="level of the sets (default: the model's)")
+    evaluate.add_argument("--confidence-level", type=_level, help="level of the sets (default: the model's)")
     _add_machine(evaluate)
 
     predict = command(
@@ -151,7 +172,7 @@ def _add_backbone(parser: argparse.ArgumentParser) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="model file of cbdc fit")
     parser.add_argument("images", type=Path, nargs="+", help="images, or folders of them")
-    parser.add_argument("--confidence-level", type=float, help="level of the sets (default: the model's)")
+    parser.add_argument("--confidence-level", type=_level, help="level of the sets (default: the model's)")
     parser.add_argument("--group", help="group of these images, for a model with group-wise guarantees")
     _add_machine(parser)
 
@@ -291,8 +312,13 @@ def _diagnose(arguments: argparse.Namespace) -> tuple[list["Diagnosis"], list[Pa
     if arguments.out is not None and arguments.command is _predict and arguments.out.suffix not in {".csv", ".jsonl"}:
         raise DatasetError(f"--out {arguments.out.name}: expected a name that ends in .csv or .jsonl.")
     paths = list(_files(arguments.images))
-    groups = None if arguments.group is None else [arguments.group] * len(paths)
-    rows = _model(arguments).diagnose(paths, arguments.confidence_level, groups=groups)
+    clf = _model(arguments)
+    groups = None
+    if arguments.group is not None:
+        known = clf.conformal_.groups_
+        numeric = known is not None and known.dtype.kind in "iuf"
+        groups = [_number(arguments.group) if numeric else arguments.group] * len(paths)
+    rows = clf.diagnose(paths, arguments.confidence_level, groups=groups)
     assert isinstance(rows, list)
     return rows, paths
 

@@ -12,6 +12,7 @@ __all__ = [
     "MissingDependencyError",
     "MissingWeightsError",
     "ModelFileError",
+    "ParameterError",
     "require",
 ]
 
@@ -38,6 +39,10 @@ class MissingWeightsError(CBDCError, FileNotFoundError):
 
 class ModelFileError(CBDCError, ValueError):
     """A model file that is truncated, tampered with, newer than this library, or of another kind."""
+
+
+class ParameterError(CBDCError, ValueError):
+    """A name or value outside what is allowed, such as an unknown network."""
 
 
 class MissingDependencyError(CBDCError, ImportError):

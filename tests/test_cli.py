@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_predict_writes_one_row_an_image(model, lesions_folder, tmp_path, capsys
     bad.write_bytes(b"no image")
     arguments = ["predict", str(model), *map(str, images), str(bad), "--quiet"]
     assert main([*arguments, "--out", str(tmp_path / "rows.csv")]) == 3
-    rows = list(csv.DictReader((tmp_path / "rows.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["image"] for row in rows] == [*(path.name for path in images), "'=cmd.png"]
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["refused"]
     assert rows[-1]["reason"]
@@ -98,7 +99,6 @@ def test_datasets_lists_and_describes(lesions_folder, capsys):
         (["datasets", "ham1000", "--root", "."], "ham10000"),
         (["datasets", "ham10000"], "--root is missing"),
         (["fit", "folder", "--root", "/nonexistent", "--out", "m.cbdc"], "nonexistent"),
-        (["embed", "folder", "--root", ".", "--out", "e.npz", "--backbone", "resnet5"], "resnet"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message, capsys):
@@ -106,6 +106,24 @@ def test_mistakes_are_one_sentence(arguments, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+def test_unknown_network_and_bad_level(lesions_folder, tmp_path, capsys):
+    data = ["folder", "--root", str(lesions_folder), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(["embed", *data, "--backbone", "resnet5"]) == 1
+    assert "resnet50" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["fit", *data, "--confidence-level", "90"])
+    assert "strictly between 0 and 1" in capsys.readouterr().err
+
+
+def test_warnings_are_one_sentence(lesions_folder, tmp_path, capsys):
+    few = ["--sizes", "0.9", "0.05", "0.05"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code = main(["fit", "folder", "--root", str(lesions_folder), "--out", str(tmp_path / "m"), "--quiet", *few])
+    assert code == 0
+    assert "cbdc: warning: Too few calibration cases" in capsys.readouterr().err
 
 
 def test_python_m_and_help():
@@ -124,6 +142,7 @@ def test_help_needs_no_torch():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::cbdc.errors.CalibrationSizeWarning")
 def test_demo_end_to_end(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path), "--n", "600"]) == 0
     for name in ("report.html", "cases.html", "metrics.json", "model.cbdc"):

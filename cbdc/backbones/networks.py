@@ -72,7 +72,7 @@ def create_backbone(name: str, weights: str | Path = "default", *, random_state:
 
     Raises
     ------
-    ValueError
+    ParameterError
         For an unknown name.
     MissingWeightsError
         If the weights are not on this machine; the message says how to get them. Nothing is ever downloaded.

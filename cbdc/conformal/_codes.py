@@ -13,10 +13,10 @@ def label_codes(y: Any, classes: np.ndarray, n: int) -> np.ndarray:
     """Column of each label, or an error that names the first label that is no class."""
     y = column_or_1d(y, warn=True)
     if len(y) != n:
-        raise ValueError(f"y: got {len(y)} labels for {n} cases; give one for each.")
+        raise ParameterError(f"y: got {len(y)} labels for {n} cases; give one for each.")
     codes = _find(y, classes)
     if len(unknown := np.flatnonzero(codes < 0)):
-        raise ValueError(
+        raise ParameterError(
             f"y: case {unknown[0]} has the label {_show(y[unknown[0]])}, which the classifier does not know; its "
             f"classes are {_some(classes)}. Fix: fit on every class, or leave these cases out and say so."
         )
@@ -28,7 +28,7 @@ def group_codes(groups: Any, known: np.ndarray, n: int) -> np.ndarray:
     groups = check_groups(groups, n)
     codes = _find(groups, known)
     if len(unknown := np.flatnonzero(codes < 0)):
-        raise ValueError(
+        raise ParameterError(
             f"groups: case {unknown[0]} is of group {_show(groups[unknown[0]])}, which was not calibrated; known are "
             f"{_some(known)}. Fix: calibrate on this group too, or merge it with another one before both steps."
         )
@@ -38,22 +38,22 @@ def group_codes(groups: Any, known: np.ndarray, n: int) -> np.ndarray:
 def check_groups(groups: Any, n: int) -> np.ndarray:
     """The groups as an array (n,) of numbers or of names, none missing."""
     if groups is None:
-        raise ValueError("groups is missing: this condition_on needs the group of each case.")
+        raise ParameterError("groups is missing: this condition_on needs the group of each case.")
     groups = np.asarray(groups)
     if groups.shape != (n,):
-        raise ValueError(f"groups: got shape {groups.shape}; expected ({n},), one for each case.")
+        raise ParameterError(f"groups: got shape {groups.shape}; expected ({n},), one for each case.")
     if len(missing := np.flatnonzero(pd.isna(groups))):
-        raise ValueError(
+        raise ParameterError(
             f"groups: case {missing[0]} has none. Fix: give such cases a name of their own, for example 'unknown', or "
             "leave them out and say so."
         )
     if groups.dtype == object:
         names = [isinstance(group, str) for group in groups]
         if any(names) and not all(names):
-            raise ValueError("groups: numbers and names are mixed; give one or the other.")
+            raise ParameterError("groups: numbers and names are mixed; give one or the other.")
         groups = groups.astype(str) if all(names) else np.array(groups.tolist())
     if groups.dtype.kind not in "iubfU":
-        raise ValueError(f"groups: got {groups.dtype}; expected numbers or names.")
+        raise ParameterError(f"groups: got {groups.dtype}; expected numbers or names.")
     return groups
 
 

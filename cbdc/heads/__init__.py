@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..errors import ParameterError
 from ._base import BayesianHead
 from .laplace import LaplaceHead
 
@@ -21,7 +22,7 @@ def make_head(name: str, **parameters: Any) -> LaplaceHead:
 
     Raises
     ------
-    ValueError
+    ParameterError
         If no head has that name.
 
     Examples
@@ -31,5 +32,5 @@ def make_head(name: str, **parameters: Any) -> LaplaceHead:
     LaplaceHead(random_state=0)
     """
     if name not in HEADS:
-        raise ValueError(f"head={name!r}: no such head; there is {', '.join(sorted(HEADS))}.")
+        raise ParameterError(f"head={name!r}: no such head; there is {', '.join(sorted(HEADS))}.")
     return HEADS[name](**parameters)
