@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import column_or_1d
 
+from ..errors import ParameterError
+
 _SHOWN = 20
 
 
