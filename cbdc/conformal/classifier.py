@@ -17,12 +17,13 @@ from ..errors import CalibrationSizeWarning
 from ..metrics import check_codes, check_probabilities
 from ._codes import check_groups, group_codes, label_codes
 from ._words import describe_guarantee, describe_small_conditions
-from .scores import SCORES
-from .thresholds import CalibrationScores, round_down
+from .scores import SCORES, score_all, score_labels, sets_from
+from .thresholds import CalibrationScores, round_up
 
 __all__ = ["ConformalClassifier"]
 
-_CELLS = 2**17  # cells scored at once: small enough to stay in the cache, and to need next to no memory
+# Cells scored at once: few enough for what a ranked score makes on the way to stay in the cache
+_CELLS_RANKED, _CELLS = 2**15, 2**19
 
 
 class ConformalClassifier(ClassifierMixin, BaseEstimator):
@@ -209,9 +210,12 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         self.groups_ = np.unique(check_groups(groups, len(values))) if self._by_group else None
         conditions = self._group_codes(groups, len(values)) * n_classes + (labels if self._by_class else 0)
         self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
-        scores = np.concatenate([self._score(values[rows], labels[rows]) for rows in _blocks(*values.shape)])
+        scores = [
+            score_labels(values=values[rows], labels=labels[rows], **self._scoring)
+            for rows in self._blocks(*values.shape)
+        ]
         shape = (1 if self.groups_ is None else len(self.groups_), n_classes)
-        self.calibration_ = CalibrationScores.from_cases(scores, conditions, shape, log=self._log)
+        self.calibration_ = CalibrationScores.from_cases(np.concatenate(scores), conditions, shape, log=self._log)
         self._warn_of_small_conditions(self.confidence_level)
         return self
 
@@ -250,11 +254,11 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
             self._warn_of_small_conditions(level)
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
-        thresholds = round_down(thresholds, values.dtype)
+        thresholds = round_up(thresholds, values.dtype)
         sets = np.empty(values.shape, dtype=bool)
-        for rows in _blocks(*values.shape):
+        for rows in self._blocks(*values.shape):
             limits = thresholds[codes[rows]] if len(thresholds) > 1 else thresholds
-            np.less_equal(self._score(values[rows]), limits, out=sets[rows])
+            sets[rows] = sets_from(values=values[rows], limits=limits, **self._scoring)
         return sets
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
@@ -277,12 +281,12 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
         found = np.empty(values.shape)
-        for rows in _blocks(*values.shape):
-            found[rows] = self.calibration_.p_values(self._score(values[rows]), codes[rows])
+        for rows in self._blocks(*values.shape):
+            found[rows] = self.calibration_.p_values(score_all(values=values[rows], **self._scoring), codes[rows])
         return found
 
     def thresholds(self, confidence_level: float | None = None) -> np.ndarray:
-        """Largest score still in the set, (n_groups or 1, n_classes or 1); infinite where cases are too few."""
+        """Least score still in the set, (n_groups or 1, n_classes or 1); minus infinity where cases are too few."""
         self._check_conformalized()
         return self.calibration_.thresholds(self.confidence_level if confidence_level is None else confidence_level)
 
@@ -376,10 +380,13 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         check_probabilities(np.exp(values), "predict_proba")
         return values
 
-    def _score(self, values: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-        return SCORES[self.__dict__["score"]](
-            values, labels, log=self._log, seed=self.seed_ if self.randomized else None
-        )
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        return {"name": self.__dict__["score"], "log": self._log, "seed": self.seed_ if self.randomized else None}
+
+    def _blocks(self, n: int, n_classes: int) -> Iterator[slice]:
+        step = max(1, (_CELLS_RANKED if SCORES[self.__dict__["score"]].ranked else _CELLS) // n_classes)
+        return (slice(start, start + step) for start in range(0, n, step))
 
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
         return np.zeros(n, dtype=np.intp) if self.groups_ is None else group_codes(groups, self.groups_, n)
@@ -411,8 +418,3 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
             raise NotFittedError(
                 "This ConformalClassifier is not calibrated: call conformalize(X, y) with cases that fit never saw."
             )
-
-
-def _blocks(n: int, n_classes: int) -> Iterator[slice]:
-    step = max(1, _CELLS // n_classes)
-    return (slice(start, start + step) for start in range(0, n, step))

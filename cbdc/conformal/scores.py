@@ -1,41 +1,38 @@
-"""Conformity scores: pure functions of a row of probabilities, higher for a label that conforms less.
+"""Conformity scores: pure functions of probabilities, higher for a label that conforms better.
 
-Every score has the signature ``score(values, labels=None, *, log=False, seed=None)``. `values` holds probabilities, or
-their logarithms with ``log=True``; the order of the scores is the same, but logarithms stay apart where probabilities
-underflow. With `labels` only the score of one label of each row is computed, bit for bit that of all labels at that
-label. A permutation of the columns permutes the scores. To add a score, write the function and enter it in `SCORES`.
+The values are probabilities, or their logarithms: the order of the scores is the same, but logarithms stay apart where
+probabilities underflow. A score is either elementwise, or `ranked`: a function of a whole row in ascending order, whose
+result rises, weakly, along the row and is the same for equal values. Then a permutation of the classes permutes the
+scores. To add a score, write the function and enter it in `SCORES`; the functions at the end apply any of them.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["SCORES", "aps", "content_uniform", "lac"]
+__all__ = ["SCORES", "Score", "aps", "content_uniform", "lac", "score_all", "score_labels", "sets_from"]
 
 _N_DIGESTED = 4  # the largest probabilities of a row stand for its content
-_FREQUENCY = 64.0  # turns of the phase for a factor e of a probability; rounding of 1e-7 then moves u by about 1e-4
+_FREQUENCY = 64.0  # phase for a factor e between two of them; rounding of 1e-7 then moves u by about 1e-5
 
 
-def lac(
-    values: np.ndarray, labels: np.ndarray | None = None, *, log: bool = False, seed: int | None = None
-) -> np.ndarray:
-    """Least ambiguous sets: minus the (log-)probability of the label.
+def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -> np.ndarray:
+    """Least ambiguous sets: the (log-)probability of the label.
 
     It gives the smallest sets on average; a case of which no label is probable enough has an empty set.
 
     Parameters
     ----------
-    values : ndarray of shape (n, n_classes)
+    values : ndarray
         Probabilities, or their logarithms.
-    labels : ndarray of shape (n,), int, optional
-        One column for each row; default: all.
-    log, seed
-        Without effect: the score is monotone in either scale, and not randomised.
+    u, log
+        Without effect: the score is not randomised, and serves on either scale.
 
     Returns
     -------
-    ndarray of shape (n, n_classes), or (n,) with `labels`
-        In the dtype of `values`.
+    ndarray, like `values`
 
     References
     ----------
@@ -44,35 +41,31 @@ def lac(
     Examples
     --------
     >>> lac(np.array([[0.25, 0.75]]))
-    array([[-0.25, -0.75]])
+    array([[0.25, 0.75]])
     """
-    return -values if labels is None else -values[np.arange(len(values)), labels]
+    return values
 
 
-def aps(
-    values: np.ndarray, labels: np.ndarray | None = None, *, log: bool = False, seed: int | None = None
-) -> np.ndarray:
-    """Adaptive prediction sets: the probability of the labels ranked above, and u of the label's own.
+def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -> np.ndarray:
+    """Adaptive prediction sets: the probability of all labels ranked below, and 1 - u of the label's own.
 
-    The score s is kept as its complement, -(1 - s): minus the mass ranked below and (1 - u) of the label's own. Summed
-    from the smallest probability up, this mass keeps its relative accuracy down to the least number of the dtype, where
-    s itself is long rounded to 1. Equal probabilities share one rank, as one label of their joint mass.
+    The usual score, the mass ranked above and u of the label's own, is one minus this, and a set that takes it up to a
+    threshold is one that takes this from a threshold on. But summed from the smallest probability up, this keeps its
+    relative accuracy down to the least number of the dtype, where the other is long rounded to 1. Equal probabilities
+    share one rank, as one label of their joint mass.
 
     Parameters
     ----------
-    values : ndarray of shape (n, n_classes)
-        Probabilities, or their logarithms.
-    labels : ndarray of shape (n,), int, optional
-        One column for each row; default: all.
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities, or their logarithms, each row in ascending order.
+    u : ndarray of shape (n,), optional
+        Numbers in [0, 1] that randomise the score; None stands for u = 1, all of the label's own probability.
     log : bool, default=False
-        `values` are logarithms, and so is the mass in the result.
-    seed : int, optional
-        Randomise with `content_uniform`. None: u = 1, the label's own probability counts as ranked above.
+        `ascending` holds logarithms, and so will the mass.
 
     Returns
     -------
-    ndarray of shape (n, n_classes), or (n,) with `labels`
-        In the dtype of `values`.
+    ndarray, like `ascending`
 
     References
     ----------
@@ -80,45 +73,52 @@ def aps(
 
     Examples
     --------
-    >>> aps(np.array([[0.125, 0.625, 0.25]])) + 1.0
-    array([[1.   , 0.625, 0.875]])
+    >>> aps(np.array([[0.125, 0.25, 0.625]]))
+    array([[0.   , 0.125, 0.375]])
     """
-    n, n_classes = values.shape
-    rows = np.arange(n)[:, None]
-    if labels is None:
-        order = np.argsort(values, axis=1)
-        order += rows * n_classes
-        ascending = values.ravel().take(order)
-    else:
-        ascending = np.sort(values, axis=1)
-    u = None if seed is None else content_uniform(ascending[:, -_N_DIGESTED:], seed, log=log)
-    mass = np.logaddexp.accumulate(ascending, axis=1) if log else np.cumsum(ascending, axis=1)
-    if labels is not None:
-        own = values[rows, labels[:, None]]
-        ends = [np.sum(ascending < own, axis=1, keepdims=True), np.sum(ascending <= own, axis=1, keepdims=True)]
-        return -_tail_mass(mass, ends, u, log)[:, 0]
-    scores = np.empty(n * n_classes, dtype=values.dtype)
-    scores[order] = -_tail_mass(mass, _tie_ends(ascending), u, log)
-    return scores.reshape(n, n_classes)
+    add = np.logaddexp if log else np.add
+    ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
+    through, before = np.empty_like(ascending), np.empty_like(ascending)
+    through[:, 0] = ascending[:, 0]
+    for k in range(1, ascending.shape[1]):
+        add(through[:, k - 1], ascending[:, k], out=through[:, k])
+    before[:, 0] = -np.inf if log else 0
+    before[:, 1:] = through[:, :-1]
+    rises = ascending[:, 1:] != ascending[:, :-1]
+    if not rises.all():
+        first, last = _runs(rises)
+        before, through = np.take_along_axis(before, first, axis=1), np.take_along_axis(through, last, axis=1)
+    if u is not None:
+        _weigh(before, u, log)
+        _weigh(through, 1 - u, log)
+        add(before, through, out=before)
+    return before
 
 
-SCORES: dict[str, Callable[..., np.ndarray]] = {"lac": lac, "aps": aps}
+class Score(NamedTuple):
+    """A score, and whether it is a function of the whole row in ascending order."""
+
+    function: Callable[..., np.ndarray]
+    ranked: bool
 
 
-def content_uniform(values: np.ndarray, seed: int, *, log: bool = False) -> np.ndarray:
+SCORES = {"lac": Score(lac, ranked=False), "aps": Score(aps, ranked=True)}
+
+
+def content_uniform(ascending: np.ndarray, seed: int, *, log: bool = False) -> np.ndarray:
     """A number in [0, 1] for each row, a fixed function of the row's largest probabilities and the seed.
 
-    The same case gets the same number alone, in a batch and on repetition, whatever the order of its columns. The
-    function is continuous, so that rounding differences of about 1e-7 move it by about 1e-4, where a hash of the bits
-    would jump. Over rows that differ it is spread evenly; equal rows get equal numbers.
+    The same case gets the same number alone, in a batch and on repetition, whatever the order of the classes. The
+    function is continuous: a rounding difference moves it a little, where a hash of the bits would jump. Over rows that
+    differ it is spread evenly; equal rows get equal numbers.
 
     Parameters
     ----------
-    values : ndarray of shape (n, m)
-        Probabilities or their logarithms, ascending in each row; the last four are used.
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities or their logarithms, each row in ascending order.
     seed : int
     log : bool, default=False
-        `values` are logarithms.
+        `ascending` holds logarithms.
 
     Returns
     -------
@@ -130,42 +130,82 @@ def content_uniform(values: np.ndarray, seed: int, *, log: bool = False) -> np.n
     >>> bool(u[0] == u[2] and u[0] != u[1])
     True
     """
-    top = values[:, -_N_DIGESTED:].astype(float)
+    top = ascending[:, -_N_DIGESTED:].astype(float)
     top = np.maximum(top, -1e5) if log else np.log(np.maximum(top, 1e-300))
-    rng = np.random.default_rng(seed)
-    frequencies = rng.uniform(_FREQUENCY, 2 * _FREQUENCY, _N_DIGESTED)
-    phase = np.full(len(values), rng.random())
-    for column, frequency in zip(top.T[::-1], frequencies):
-        phase += frequency * column
+    frequencies, start = _frequencies(seed)
+    phase = np.full(len(top), start)
+    for column, frequency in zip(top.T[-2::-1], frequencies):
+        phase += frequency * (top[:, -1] - column)  # log-odds have no stationary point, where phases would crowd
     phase -= np.floor(phase)
     return np.abs(2 * phase - 1)  # folded, so that it is continuous where the phase wraps
 
 
-def _tie_ends(ascending: np.ndarray) -> list[np.ndarray | slice]:
-    """Where in `mass`, with a zero before it, the run of values equal to each one begins and ends."""
-    n_classes = ascending.shape[1]
-    rises = ascending[:, 1:] != ascending[:, :-1]
-    if rises.all():
-        return [slice(0, n_classes), slice(1, n_classes + 1)]
-    edge = np.ones((len(ascending), 1), dtype=bool)
-    places = np.arange(n_classes)
-    first = np.maximum.accumulate(np.where(np.hstack([edge, rises]), places, 0), axis=1)
-    last = np.where(np.hstack([rises, edge]), places, n_classes)[:, ::-1]
-    return [first, np.minimum.accumulate(last, axis=1)[:, ::-1] + 1]
+@functools.cache
+def _frequencies(seed: int) -> tuple[np.ndarray, float]:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(_FREQUENCY, 2 * _FREQUENCY, _N_DIGESTED - 1), float(rng.random())
 
 
-def _tail_mass(mass: np.ndarray, ends: list, u: np.ndarray | None, log: bool) -> np.ndarray:
-    """u of the mass before each run of equal values and 1 - u of the mass through it."""
-    nothing = np.full((len(mass), 1), -np.inf if log else 0, dtype=mass.dtype)
-    padded = np.concatenate([nothing, mass], axis=1)
-    before, through = (
-        padded[:, end] if isinstance(end, slice) else np.take_along_axis(padded, end, axis=1) for end in ends
-    )
-    if u is None:
-        return before
-    u = u[:, None]
+def score_all(name: str, values: np.ndarray, *, log: bool = False, seed: int | None = None) -> np.ndarray:
+    """Scores of all labels, (n, n_classes), in the dtype of `values`; randomised where a seed is given."""
+    if not SCORES[name].ranked:
+        return SCORES[name].function(values, log=log)
+    n, n_classes = values.shape
+    order = np.argsort(values, axis=1)
+    order += np.arange(0, n * n_classes, n_classes)[:, None]
+    scores = np.empty(n * n_classes, dtype=values.dtype)
+    scores[order] = _score_ranked(name, values.ravel().take(order), log, seed)
+    return scores.reshape(n, n_classes)
+
+
+def score_labels(
+    name: str, values: np.ndarray, labels: np.ndarray, *, log: bool = False, seed: int | None = None
+) -> np.ndarray:
+    """Score of one label a row, (n,): that of `score_all`, to the bit."""
+    rows = np.arange(len(values))
+    own = values[rows, labels]
+    if not SCORES[name].ranked:
+        return SCORES[name].function(own, log=log)
+    ascending = np.sort(values, axis=1)
+    return _score_ranked(name, ascending, log, seed)[rows, np.sum(ascending < own[:, None], axis=1)]
+
+
+def sets_from(
+    name: str, values: np.ndarray, limits: np.ndarray, *, log: bool = False, seed: int | None = None
+) -> np.ndarray:
+    """Labels whose score is at least its limit, bool (n, n_classes): ``score_all(...) >= limits``, to the bit.
+
+    `limits` is an array of shape (1 or n, 1 or n_classes).
+    """
+    if not SCORES[name].ranked or limits.shape[1] > 1:
+        return score_all(name, values, log=log, seed=seed) >= limits
+    # With one limit a row, the labels in the set are those at least as probable as the least probable one in it.
+    ascending = np.sort(values, axis=1)
+    outside = np.sum(_score_ranked(name, ascending, log, seed) < limits, axis=1)
+    last = values.shape[1] - 1
+    least = np.where(outside > last, np.inf, ascending[np.arange(len(values)), np.minimum(outside, last)])
+    return values >= least.astype(values.dtype)[:, None]
+
+
+def _score_ranked(name: str, ascending: np.ndarray, log: bool, seed: int | None) -> np.ndarray:
+    u = None if seed is None else content_uniform(ascending, seed, log=log).astype(ascending.dtype)
+    return SCORES[name].function(ascending, u=u, log=log)
+
+
+def _runs(rises: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last place of the run of equal values that each place of a row belongs to."""
+    n, n_rises = rises.shape
+    edge = np.ones((n, 1), dtype=bool)
+    places = np.arange(n_rises + 1)
+    first = np.where(np.hstack([edge, rises]), places, 0)
+    last = np.where(np.hstack([rises, edge]), places, n_rises)[:, ::-1]
+    return np.maximum.accumulate(first, axis=1), np.minimum.accumulate(last, axis=1)[:, ::-1]
+
+
+def _weigh(mass: np.ndarray, weights: np.ndarray, log: bool) -> None:
+    """Multiply the mass of each row by its weight, in place."""
     if log:
         with np.errstate(divide="ignore"):
-            return np.logaddexp(np.log(u) + before, np.log1p(-u) + through)
-    u = u.astype(mass.dtype)
-    return u * before + (1 - u) * through
+            mass += np.log(weights)[:, None]
+    else:
+        mass *= weights[:, None]

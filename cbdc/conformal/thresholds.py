@@ -11,9 +11,9 @@ from ..metrics import conformal_rank
 
 __all__ = ["CalibrationScores", "least_n"]
 
-# Scores that differ by less than a billionth count as tied, and a tie conforms: the order in which an ensemble sums its
-# votes may move a probability by an ulp, and must not move a case out of its set.
-_TIE = 1e-9
+# Scores that differ by a last place of float32 count as tied, and a tie conforms: the size of the batch, or the order
+# in which an ensemble sums its votes, may move a probability that much, and must not move a case out of its set.
+_TIE = 2.0**-23
 
 
 def least_n(confidence_level: float) -> int:
@@ -44,9 +44,9 @@ class CalibrationScores:
 
     Examples
     --------
-    >>> calibration = CalibrationScores.from_cases(np.arange(9.0), np.zeros(9, dtype=int), (1, 1), log=True)
+    >>> calibration = CalibrationScores.from_cases(np.arange(1.0, 10.0), np.zeros(9, dtype=int), (1, 1), log=True)
     >>> calibration.thresholds(0.9).round(6), calibration.thresholds(0.95)
-    (array([[8.]]), array([[inf]]))
+    (array([[1.]]), array([[-inf]]))
     """
 
     scores: np.ndarray
@@ -57,10 +57,10 @@ class CalibrationScores:
         cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int], *, log: bool
     ) -> "CalibrationScores":
         """Sort the scores (n,) of cases within their conditions, flat indices (n,) into a table of the given shape."""
-        scores = scores.astype(float)
-        scores = scores + _TIE if log else scores * (1 - _TIE)  # on the linear scale no score is above 0
         counts = np.bincount(conditions, minlength=math.prod(shape)).reshape(shape).astype(np.int64)
-        return cls(np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])], counts)
+        ordered = np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])]
+        ordered = ordered.astype(float)
+        return cls(ordered - _TIE if log else ordered * (1 - _TIE), counts)  # no score of the linear scale is negative
 
     @property
     def offsets(self) -> np.ndarray:
@@ -68,11 +68,11 @@ class CalibrationScores:
         return (np.cumsum(self.counts) - self.counts.ravel()).reshape(self.counts.shape)
 
     def thresholds(self, confidence_level: float) -> np.ndarray:
-        """Largest score that is still in the set, a table; infinite where the cases are too few."""
+        """Least score that is still in the set, a table; minus infinity where the cases are too few."""
         counts, place = np.unique(self.counts, return_inverse=True)
         ranks = np.array([conformal_rank(n, confidence_level) for n in counts])[place].reshape(self.counts.shape)
-        found = np.append(self.scores, np.inf)[np.minimum(self.offsets + ranks - 1, len(self.scores))]
-        return np.where(ranks > self.counts, np.inf, found)
+        places = np.maximum(self.offsets + self.counts - ranks, 0)  # the rank counts from the best score down
+        return np.where(ranks > self.counts, -np.inf, np.append(self.scores, np.nan)[places])
 
     def p_values(self, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Share of the condition's cases, the new one among them, that conform no better: (n, n_classes).
@@ -85,10 +85,9 @@ class CalibrationScores:
             Row of the table of each new case.
         """
         values, shift, keys = self._search
-        wanted = np.searchsorted(values, scores) + shift[groups]
-        below = np.searchsorted(keys, wanted) - self.offsets[groups]
-        counts = self.counts[groups]
-        return (counts - below + 1) / (counts + 1)
+        wanted = np.searchsorted(values, scores, side="right") - 1 + shift[groups]
+        no_better = np.searchsorted(keys, wanted, side="right") - self.offsets[groups]
+        return (no_better + 1) / (self.counts[groups] + 1)
 
     @functools.cached_property
     def _search(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,7 +98,7 @@ class CalibrationScores:
         return values, shift, ranks + np.repeat(shift.ravel(), self.counts.ravel())
 
 
-def round_down(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Largest numbers of the dtype that are not above the thresholds: comparing with them is as good, and quicker."""
+def round_up(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Least numbers of the dtype that are not below the thresholds: comparing with them is as good, and quicker."""
     rounded = thresholds.astype(dtype)
-    return np.where(rounded > thresholds, np.nextafter(rounded, dtype.type(-np.inf)), rounded)
+    return np.where(rounded < thresholds, np.nextafter(rounded, dtype.type(np.inf)), rounded)
