@@ -306,7 +306,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         entropy, information = _uncertainty(self.head_, embeddings, probabilities)
         sets = self.conformal_.predict_set(embeddings, level, groups=groups)
         p_values = self.conformal_.p_values(embeddings, groups=groups)
-        guarantee = str(self.conformal_.guarantee(level))
+        guarantee = self.conformal_.guarantee(level)
+        full_names, malignant = self._meaning()
         labels = [str(label) for label in self.classes_]
         for j, (i, image) in enumerate(good.items()):
             order = np.argsort(-probabilities[j], kind="stable")
@@ -324,7 +325,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 quality=quality.verdict,
                 quality_reasons=quality.reasons,
                 guarantee=guarantee,
-                names=self._names(),
+                names=full_names,
+                malignant=malignant,
             )
         return [row for row in rows if row is not None]
 
@@ -465,11 +467,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             groups = X.frame[self.group_by]
         return None if groups is None else np.asarray(groups)
 
-    def _names(self) -> dict[str, str]:
-        labels = [str(label) for label in self.classes_]
-        if self.taxonomy_ is None:
-            return dict(zip(labels, labels, strict=True))
-        return {label: self.taxonomy_.describe(label) for label in labels}
+    def _meaning(self) -> tuple[dict[str, str], dict[str, bool | None]]:
+        """Full name and malignancy of each class, as far as the taxonomy knows them."""
+        labels, tree = [str(label) for label in self.classes_], self.taxonomy_
+        if tree is None:
+            return {c: c for c in labels}, dict.fromkeys(labels)
+        return {c: tree.describe(c) for c in labels}, {c: tree.malignant(c) for c in labels}
 
     def _check_conformalized(self) -> None:
         check_is_fitted(self, "head_")

@@ -33,7 +33,9 @@ class Diagnosis:
     guarantee : str
         The guarantee in words, with its assumption and the number of cases that it rests on.
     names : dict of str to str
-        Full English name of each class, with its malignancy where the taxonomy knows it.
+        Full English name of each class.
+    malignant : dict of str to bool or None
+        Whether each class is malignant; None where the taxonomy does not say.
     """
 
     image: str
@@ -50,6 +52,7 @@ class Diagnosis:
     quality_reasons: tuple[str, ...] = ()
     guarantee: str = ""
     names: dict[str, str] = dataclasses.field(default_factory=dict)
+    malignant: dict[str, bool | None] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-able values; a NaN becomes None."""
@@ -63,8 +66,9 @@ class Diagnosis:
         lines = [f"{self.image}: {{{', '.join(self.prediction_set)}}} at confidence level {self.confidence_level:g}"]
         for label in sorted(self.probabilities, key=self.probabilities.__getitem__, reverse=True):
             inside = label in self.prediction_set
+            name = self.names.get(label, label) + (" (malignant)" if self.malignant.get(label) else "")
             lines.append(
-                f"  {'+' if inside else '-'} {label:<8} {self.names.get(label, label):<44} "
+                f"  {'+' if inside else '-'} {label:<8} {name:<56} "
                 f"probability {self.probabilities[label]:.3f}   p-value {self.p_values[label]:.3f} "
                 f"{'> ' if inside else '<='} {alpha:.3g}"
             )

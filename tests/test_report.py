@@ -461,6 +461,7 @@ def diagnosis(name, **changes):
         "quality_reasons": ("blurred: <hold still>",),
         "guarantee": "P >= 0.9 & so on",
         "names": {"mel": "melanoma", "nv": "nevus", "bcc": "basal cell carcinoma"},
+        "malignant": {"mel": True, "nv": False, "bcc": True},
     }
     return Diagnosis(**{**values, **changes})
 
@@ -469,7 +470,7 @@ def test_case_report_explains_and_escapes(tmp_path):
     pixels = np.full((300, 400, 3), 120, dtype=np.uint8)
     images = [write_image(pixels, tmp_path / "a.png"), tmp_path / NASTY]
     rows = [diagnosis(NASTY), Diagnosis("b.png", "refused", reason=f"not an image {NASTY}")]
-    path = case_report(rows, tmp_path / "cases.html", images=images, taxonomy=get_taxonomy("ham10000"))
+    path = case_report(rows, tmp_path / "cases.html", images=images)
     text = path.read_text(encoding="utf-8")
     page = Strict(text)
     assert "script" not in page.tags

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..diagnosis import Diagnosis
-from ..taxonomy import Taxonomy
 from .figures import number
 from .markup import Html, bar, join, page, tag, thumbnails
 
@@ -20,7 +19,6 @@ def case_report(
     path: str | Path,
     *,
     images: Any = None,
-    taxonomy: Taxonomy | None = None,
     title: str = "Prediction sets, explained",
 ) -> Path:
     """Write a page that explains the prediction set of each image: one HTML file that loads and runs nothing.
@@ -33,8 +31,6 @@ def case_report(
         File to write.
     images : sequence of n images, optional
         What was diagnosed (for one diagnosis, its image), for thumbnails; they become part of the page.
-    taxonomy : Taxonomy, optional
-        Marks the malignant diagnoses.
     title : str
 
     Returns
@@ -70,7 +66,7 @@ def case_report(
         tag("h1", title),
         tag("div", *(tag("p", text) for text in guarantees), class_="note") if guarantees else None,
         tag("p", _HOW_TO_READ, class_="muted small"),
-        tag("div", *(_diagnosis(row, picture, taxonomy) for row, picture in zip(rows, pictures)), class_="cases"),
+        tag("div", *(_diagnosis(row, picture) for row, picture in zip(rows, pictures)), class_="cases"),
     )
     path = Path(path)
     path.write_text(body, encoding="utf-8")
@@ -84,7 +80,7 @@ _HOW_TO_READ = (
 )
 
 
-def _diagnosis(row: Diagnosis, picture: Html | None, taxonomy: Taxonomy | None) -> Html:
+def _diagnosis(row: Diagnosis, picture: Html | None) -> Html:
     if row.status == "refused":
         pill = tag("span", "refused", class_="pill refused")
         return card(row.image, picture, [join([pill, " ", row.reason])], None)
@@ -102,8 +98,7 @@ def _diagnosis(row: Diagnosis, picture: Html | None, taxonomy: Taxonomy | None) 
         f"Alpha {1 - row.confidence_level:.3g}; uncertainty {row.entropy:.2f} nats{learnable}.",
         join(quality),
     ]
-    malignant = {c: taxonomy.malignant(c) for c in row.probabilities if taxonomy is not None and c in taxonomy}
-    rows = class_rows(row.probabilities, row.p_values, set(row.prediction_set), row.names, malignant)
+    rows = class_rows(row.probabilities, row.p_values, set(row.prediction_set), row.names, row.malignant)
     return card(row.image, picture, lines, rows)
 
 
