@@ -135,6 +135,15 @@ def test_kronecker_equals_full_where_all_rows_have_one_curvature():
     np.testing.assert_allclose(a @ a.transpose(0, 2, 1), b @ b.transpose(0, 2, 1), atol=1e-10)
 
 
+def test_kronecker_factor_ignores_sign_and_order_of_the_eigenvectors():
+    problem, prior = orthogonal_problem(), np.full((5, 1), 0.3)
+    _, proba, _ = problem.log_likelihood(problem.logits(np.random.default_rng(0).normal(size=(5, 3))))
+    ours = KroneckerPosterior.at(problem, proba, prior)
+    order, signs = [2, 0, 1], np.array([1, -1, -1])
+    other = KroneckerPosterior(ours.posterior_precision[:, order], ours.class_axes[:, order] * signs)
+    np.testing.assert_allclose(other.logit_factor(problem.Z), ours.logit_factor(problem.Z), atol=1e-12)
+
+
 def test_kronecker_diagonal_is_exact_and_bounds_the_determinant():
     problem = orthogonal_problem()
     _, proba, _ = problem.log_likelihood(problem.logits(np.random.default_rng(0).normal(size=(5, 3))))
