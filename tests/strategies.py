@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.special import softmax
 
 # --- images
 
@@ -61,6 +62,28 @@ def lesion_frames(draw, min_images=8, max_images=60, patients=True):
     if patients:
         frame["patient_id"] = [np.nan if rng.random() < 0.1 else f"P{k}" for k in patient]
     return frame
+
+
+# --- probabilities and calibration
+
+
+@st.composite
+def probabilities(draw, min_cases=1, max_cases=60, max_classes=6, ties=True, dtype=np.float64):
+    """Rows on the simplex (n, K); with `ties`, often rounded to a coarse grid, exact zeros among them."""
+    n, n_classes = draw(st.integers(min_cases, max_cases)), draw(st.integers(2, max_classes))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    if ties and draw(st.booleans()):
+        return (rng.multinomial(8, rng.dirichlet(np.ones(n_classes)), n) / 8).astype(dtype)
+    logits = draw(st.sampled_from([0.5, 2.0, 8.0])) * rng.standard_normal((n, n_classes))
+    return softmax(logits, axis=1).astype(dtype)
+
+
+@st.composite
+def labelled_probabilities(draw, **options):
+    """Probabilities (n, K), and labels drawn from them (n,)."""
+    P = draw(probabilities(**options))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return P, np.array([rng.choice(P.shape[1], p=row / row.sum()) for row in P.astype(float)])
 
 
 # --- made lesions

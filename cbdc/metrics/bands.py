@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import signal, special, stats
 
+from ..errors import ParameterError
+
 __all__ = ["clopper_pearson", "cluster_interval", "conformal_rank", "coverage_band", "design_effect"]
 
 
@@ -256,4 +258,4 @@ def _check_clusters(values: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, n
 
 def _check_share(value: float, name: str) -> None:
     if not 0 < value < 1:
-        raise ValueError(f"{name}: got {value!r}; expected a number strictly between 0 and 1, for example 0.9.")
+        raise ParameterError(f"{name}: got {value!r}; expected a number strictly between 0 and 1, for example 0.9.")
