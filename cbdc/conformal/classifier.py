@@ -91,8 +91,9 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
     --------
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.utils import shuffle
     >>> from cbdc import ConformalClassifier
-    >>> X, y = load_digits(return_X_y=True)
+    >>> X, y = shuffle(*load_digits(return_X_y=True), random_state=0)
     >>> clf = ConformalClassifier(LogisticRegression(C=1e-4, max_iter=500), confidence_level=0.95)
     >>> clf = clf.fit(X[:700], y[:700]).conformalize(X[700:1200], y[700:1200])
     >>> sets = clf.predict_set(X[1200:])

@@ -1,0 +1,302 @@
+"""Conformal sets: the properties that every score, condition and level must have."""
+
+import warnings
+
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.special import log_softmax, softmax
+
+from cbdc import ConformalClassifier
+from cbdc import metrics as m
+from cbdc.conformal import content_uniform, score_all, score_labels, sets_from
+from cbdc.errors import CalibrationSizeWarning
+
+CONDITIONS = (None, "class", "group", "class_and_group")
+OPTIONS = [
+    pytest.param({"score": "lac"}, id="lac"),
+    pytest.param({"score": "aps"}, id="aps-randomized"),
+    pytest.param({"score": "aps", "randomized": False}, id="aps"),
+]
+every_score = pytest.mark.parametrize("options", OPTIONS)
+every_condition = pytest.mark.parametrize("condition", CONDITIONS)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def conformalized(P, y, groups=None, **options):
+    """Calibrated on probabilities, quiet about small classes, which these tests make on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        return ConformalClassifier(**options).conformalize(P, y, groups=groups)
+
+
+def predict(clf, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        return clf.predict_set(*args, **options)
+
+
+def draw_cases(rng, n, n_classes, scale=2.0):
+    """Probabilities, labels from them, and groups that have nothing to do with either."""
+    P = softmax(scale * rng.standard_normal((n, n_classes)), axis=1)
+    y = np.minimum((P.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1), n_classes - 1)
+    return P, y, rng.integers(0, 2, n)
+
+
+def cells_of(condition, y, groups, n_classes):
+    by_class = condition in ("class", "class_and_group")
+    by_group = condition in ("group", "class_and_group")
+    return (groups if by_group else 0 * groups) * (n_classes if by_class else 1) + (y if by_class else 0)
+
+
+# --- property 1: mean coverage over calibration draws
+
+
+@every_score
+@every_condition
+@given(seed=seeds, n=st.integers(20, 80), n_classes=st.integers(2, 5), level=st.sampled_from([0.5, 0.8, 0.9]))
+def test_mean_coverage_is_inside_its_band(options, condition, seed, n, n_classes, level):
+    rng = np.random.default_rng(seed)
+    runs, n_test = 25, 60
+    calibration, test, covered = [], [], 0
+    for _ in range(runs):
+        P, y, groups = draw_cases(rng, n + n_test, n_classes)
+        groups[:2] = 0, 1  # both are calibrated
+        clf = conformalized(P[:n], y[:n], groups[:n], condition_on=condition, confidence_level=level, **options)
+        sets = predict(clf, P[n:], groups=groups[n:])
+        covered += sets[np.arange(n_test), y[n:]].sum()
+        cells = cells_of(condition, y, groups, n_classes)
+        calibration.append(np.bincount(cells[:n], minlength=2 * n_classes))
+        test.append(np.bincount(cells[n:], minlength=2 * n_classes))
+    low, high = m.coverage_band(np.ravel(calibration), np.ravel(test), level, probability=1 - 1e-5)
+    coverage = covered / (runs * n_test)
+    assert low <= coverage
+    if options.get("randomized", True):  # otherwise the labels ranked last tie at the bottom
+        assert coverage <= high
+
+
+@every_score
+@given(case=strategies.labelled_probabilities(min_cases=3, max_cases=40), level=st.sampled_from([0.3, 0.5, 0.8, 0.9]))
+def test_leave_one_out_ranks(options, case, level):
+    """Of n + 1 cases, each in turn the new one, at least k are covered, exactly k without ties."""
+    P, y = case
+    n = len(y) - 1
+    covered = 0
+    for i in range(n + 1):
+        others = np.arange(n + 1) != i
+        clf = conformalized(P[others], y[others], confidence_level=level, **options)
+        covered += predict(clf, P[[i]])[0, y[i]]
+    k = m.conformal_rank(n, level)
+    assert covered >= k
+    score = options["score"]
+    scores = score_labels(score, P, y, seed=0 if options.get("randomized", True) else None)
+    gaps = np.diff(np.sort(scores))
+    if (gaps > 1e-6 * np.abs(scores).max()).all():
+        assert covered == k
+
+
+# --- property 2: one label equals all labels
+
+
+@every_score
+@given(case=strategies.labelled_probabilities(), seed=st.none() | seeds, log=st.booleans(), narrow=st.booleans())
+def test_one_label_equals_all_labels(options, case, seed, log, narrow):
+    P, y = case
+    values = P.astype(np.float32) if narrow else P
+    if log:
+        with np.errstate(divide="ignore"):
+            values = np.log(values)
+    every = score_all(options["score"], values, log=log, seed=seed)
+    rows = np.arange(len(y))
+    assert every.dtype == values.dtype
+    np.testing.assert_array_equal(score_labels(options["score"], values, y, log=log, seed=seed), every[rows, y])
+    limits = every[rows, y][:, None]  # the tightest limit that the label may pass
+    np.testing.assert_array_equal(sets_from(options["score"], values, limits, log=log, seed=seed), every >= limits)
+    assert sets_from(options["score"], values, limits, log=log, seed=seed)[rows, y].all()
+    np.testing.assert_array_equal(
+        sets_from(options["score"], values, np.array([[np.inf]], values.dtype), log=log, seed=seed), every == np.inf
+    )
+
+
+@every_score
+@given(case=strategies.probabilities(), seed=st.none() | seeds)
+def test_more_probable_labels_conform_no_worse(options, case, seed):
+    scores = score_all(options["score"], case, seed=seed)
+    order = np.argsort(case, axis=1)
+    assert (np.diff(np.take_along_axis(scores, order, axis=1), axis=1) >= 0).all()
+    for row, s in zip(case, scores):
+        for p in np.unique(row):
+            assert len(set(s[row == p])) == 1
+
+
+# --- property 3: a batch equals its cases one by one
+
+
+@every_score
+@every_condition
+@given(seed=seeds, n_classes=st.integers(2, 5), narrow=st.booleans())
+def test_a_batch_equals_its_cases_one_by_one(options, condition, seed, n_classes, narrow):
+    rng = np.random.default_rng(seed)
+    P, y, groups = draw_cases(rng, 60, n_classes)
+    P = P.astype(np.float32) if narrow else P
+    groups[:2] = 0, 1
+    clf = conformalized(P[:50], y[:50], groups[:50], condition_on=condition, confidence_level=0.8, **options)
+    batch, p_values = predict(clf, P[50:], groups=groups[50:]), clf.p_values(P[50:], groups=groups[50:])
+    for i in range(10):
+        np.testing.assert_array_equal(predict(clf, P[[50 + i]], groups=groups[[50 + i]])[0], batch[i])
+        np.testing.assert_array_equal(clf.p_values(P[[50 + i]], groups=groups[[50 + i]])[0], p_values[i])
+    np.testing.assert_array_equal(predict(clf, P[50:][::-1], groups=groups[50:][::-1])[::-1], batch)
+
+
+@every_score
+def test_blocks_do_not_show(options, monkeypatch):
+    P, y, _ = draw_cases(np.random.default_rng(0), 500, 4)
+    whole = conformalized(P[:250], y[:250], **options).predict_set(P[250:])
+    monkeypatch.setattr("cbdc.conformal.classifier._CELLS", 44)
+    monkeypatch.setattr("cbdc.conformal.classifier._CELLS_RANKED", 44)
+    clf = conformalized(P[:250], y[:250], **options)
+    np.testing.assert_array_equal(clf.predict_set(P[250:]), whole)
+    np.testing.assert_array_equal(clf.p_values(P[250:]) > 0.1 + 1e-12, whole)
+
+
+# --- property 4: sets are nested in the level, and p-values say the same
+
+
+@every_score
+@every_condition
+@given(seed=seeds, n=st.integers(3, 60), coarse=st.booleans(), narrow=st.booleans())
+def test_p_values_give_the_sets(options, condition, seed, n, coarse, narrow):
+    rng = np.random.default_rng(seed)
+    P, y, groups = draw_cases(rng, n + 30, 3)
+    if coarse:
+        P = rng.multinomial(6, P) / 6
+    P = P.astype(np.float32) if narrow else P
+    groups[:2] = 0, 1
+    clf = conformalized(P[:n], y[:n], groups[:n], condition_on=condition, **options)
+    test, groups = P[n:], groups[n:]
+    p_values = clf.p_values(test, groups=groups)
+    assert (p_values <= 1).all()
+    assert (p_values > 0).all()
+    smaller = np.zeros_like(p_values, dtype=bool)
+    for level in (0.01, 0.25, 0.5, 2 / 3, 0.75, 0.8, 0.9, 0.95, 0.99):
+        sets = predict(clf, test, level, groups=groups)
+        np.testing.assert_array_equal(sets, p_values > 1 - level + 1e-12)
+        assert (smaller <= sets).all()
+        smaller = sets
+
+
+# --- permutations
+
+
+@every_score
+@every_condition
+@given(seed=seeds)
+def test_a_permutation_of_the_classes_permutes_the_sets(options, condition, seed):
+    rng = np.random.default_rng(seed)
+    P, y, groups = draw_cases(rng, 80, 4)
+    P[::7] = 0.25  # ties
+    groups[:2] = 0, 1
+    order = rng.permutation(4)
+    kind = {"condition_on": condition, "confidence_level": 0.7, **options}
+    sets = predict(conformalized(P[:60], y[:60], groups[:60], **kind), P[60:], groups=groups[60:])
+    other = conformalized(P[:60][:, order], np.argsort(order)[y[:60]], groups[:60], **kind)
+    np.testing.assert_array_equal(predict(other, P[60:][:, order], groups=groups[60:]), sets[:, order])
+
+
+@every_score
+@every_condition
+@given(seed=seeds)
+def test_the_order_of_calibration_cases_never_matters(options, condition, seed):
+    rng = np.random.default_rng(seed)
+    P, y, groups = draw_cases(rng, 60, 3)
+    groups[:2] = 0, 1
+    order = rng.permutation(60)
+    kind = {"condition_on": condition, **options}
+    one, other = conformalized(P, y, groups, **kind), conformalized(P[order], y[order], groups[order], **kind)
+    np.testing.assert_array_equal(one.calibration_.scores, other.calibration_.scores)
+    np.testing.assert_array_equal(one.calibration_.counts, other.calibration_.counts)
+
+
+# --- APS
+
+
+@pytest.mark.parametrize("randomized", [True, False])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_sharp_softmax_is_covered_at_99_percent(randomized, dtype):
+    """Labels of probability 1e-30 stay apart; a core that works with 1 - p covers .865 at any of these levels."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((20_000, 7))
+    y = (softmax(z, axis=1).cumsum(axis=1) < rng.random((len(z), 1))).sum(axis=1)
+    P = softmax(12 * z, axis=1).astype(dtype)
+    clf = ConformalClassifier(score="aps", randomized=randomized, random_state=0).conformalize(P[:10_000], y[:10_000])
+    for level in (0.9, 0.95, 0.99):
+        sets = clf.predict_set(P[10_000:], level)
+        low, high = m.coverage_band(10_000, 10_000, level, probability=1 - 1e-5)
+        assert low <= m.coverage(sets, y[10_000:])
+        if randomized or level < 0.95:  # without, every label ranked last ties
+            assert m.coverage(sets, y[10_000:]) <= high
+        if level == 0.99:
+            assert m.coverage(sets, y[10_000:]) >= 0.985
+        if randomized:
+            assert m.mean_set_size(sets) < 6.5
+
+
+def test_log_probabilities_stay_apart_where_probabilities_are_zero():
+    z = np.array([[0.0, -900.0, -1000.0, -1100.0]])
+    scores = score_all("aps", log_softmax(z, axis=1), log=True)[0]
+    assert len(set(scores)) == 4
+    assert len(set(score_all("aps", softmax(z, axis=1))[0])) == 1
+    np.testing.assert_allclose(scores, [-900, -1000, -1100, -np.inf])
+
+
+@given(case=strategies.probabilities(ties=False), seed=seeds)
+def test_scores_are_the_same_in_logarithms(case, seed):
+    linear, logs = score_all("aps", case, seed=seed), score_all("aps", np.log(case), log=True, seed=seed)
+    np.testing.assert_allclose(np.exp(logs), linear, rtol=1e-6, atol=1e-300)
+
+
+def test_equal_probabilities_are_one_label_of_their_joint_mass():
+    scores = score_all("aps", np.array([[0.25, 0.25, 0.5], [0.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(scores, [[0, 0, 0.5], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(("n_classes", "scale"), [(2, 1.0), (2, 8.0), (3, 1.0), (7, 0.05), (7, 12.0), (40, 2.0)])
+def test_the_number_of_a_case_is_spread_evenly(n_classes, scale):
+    """Uniform as a whole, and among cases of like largest probability; Kolmogorov-Smirnov, over five seeds."""
+    rng = np.random.default_rng(0)
+    P = np.sort(softmax(scale * rng.standard_normal((20_000, n_classes)), axis=1), axis=1)
+    by_confidence = np.array_split(np.argsort(P[:, -1]), 5)
+    for seed in range(5):
+        u = content_uniform(P, seed)
+        assert stats.kstest(u, "uniform").pvalue > 1e-5
+        assert all(stats.kstest(u[part], "uniform").pvalue > 1e-5 for part in by_confidence)
+    assert abs(np.corrcoef(content_uniform(P, 0), content_uniform(P, 1))[0, 1]) < 0.05
+
+
+@given(case=strategies.probabilities(ties=False), seed=seeds)
+def test_rounding_hardly_moves_the_number_of_a_case(case, seed):
+    ascending = np.sort(case, axis=1)
+    noise = 1 + 1e-7 * np.random.default_rng(seed).uniform(-1, 1, case.shape)
+    assert np.abs(content_uniform(ascending * noise, seed) - content_uniform(ascending, seed)).max() < 5e-4
+
+
+def test_randomised_sets_repeat_and_follow_their_seed():
+    P, y, _ = draw_cases(np.random.default_rng(0), 400, 5)
+
+    def sets(seed):
+        clf = conformalized(P[:200], y[:200], score="aps", random_state=seed)
+        np.testing.assert_array_equal(clf.predict_set(P[200:]), clf.predict_set(P[200:]))
+        return clf.predict_set(P[200:])
+
+    np.testing.assert_array_equal(sets(1), sets(1))
+    np.testing.assert_array_equal(sets(None), sets(None))
+    assert (sets(1) != sets(2)).any()
+
+
+def test_lac_keeps_empty_sets():
+    P = np.array([[0.9, 0.1]] * 20)
+    clf = ConformalClassifier(confidence_level=0.5).conformalize(P, np.zeros(20, dtype=int))
+    assert clf.predict_set(np.array([[0.5, 0.5]])).sum() == 0
