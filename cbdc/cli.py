@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -212,7 +213,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     case_report(diagnoses, out / "cases.html", images=examples)
     clf.save(out / "model.cbdc")
     print(f"\n5. One lesion, explained:\n\n{diagnoses[0]}\n")
-    print(f"Open {page} and {out / 'cases.html'}; try: cbdc predict {out / 'model.cbdc'} {out / 'images'}")
+    program = os.path.relpath(sys.executable)
+    print(f"Open {page} and {out / 'cases.html'}; try: {program} -m cbdc predict {out / 'model.cbdc'} {out / 'images'}")
 
 
 def _datasets(arguments: argparse.Namespace) -> None:

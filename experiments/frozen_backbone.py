@@ -114,11 +114,14 @@ class Run:
 
     def figures(self, model: Any) -> dict[str, float]:
         proba, y = model.predict_proba(self.embeddings[2]), self.codes[2]
+        floor = m.ece_noise_floor(proba, random_state=self.seed)
         found = {
             "accuracy": accuracy_score(y, proba.argmax(axis=1)),
             "balanced_accuracy": m.balanced_accuracy(proba, y),
             "auroc": m.auroc(proba, y),
             "ece": m.expected_calibration_error(proba, y),
+            "ece_noise_mean": floor[0],
+            "ece_noise_95%": floor[1],
             "nll": m.negative_log_likelihood(proba, y),
             "brier": m.brier_score(proba, y),
             "aurc": m.aurc(proba, y),

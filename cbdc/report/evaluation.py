@@ -99,13 +99,14 @@ class Evaluation:
         units = "" if data["unit"] == "image" else f" of {_plural(data['n_units'], data['unit'])}"
         images = f"{_plural(data['n_images'], 'image')}{units}, {data['n_refused']} refused"
         lines = [f"{data['dataset']}: {images}", ""]
+        floor = self.figures["probabilities"]["ece_noise_floor"]
         for name, row in self.figures["probabilities"].items():
             if isinstance(row, dict):
                 low, high = row["low"], row["high"]
                 spread = "" if low is None else f"   95% interval {interval(low, high, rate=False)}"
+                spread = f"   noise alone: up to {number(floor)}" if name == "ece" else spread
                 lines.append(f"  {TITLES[name]:<32}{number(row['value']):>8}{spread}")
-        floor = self.figures["probabilities"]["ece_noise_floor"]
-        lines += [f"  {'  (noise alone, up to)':<32}{number(floor):>8}", ""]
+        lines.append("")
         lines.append(f"  {'level':>7}{'coverage':>10}{'expected':>17}{'set size':>10}{'single':>9}{'empty':>9}")
         for level, row in sets.items():
             band = interval(*(row["band"] or (None, None)))
