@@ -27,6 +27,7 @@ from test_conformal_properties import CONDITIONS, conformalized, draw_cases, eve
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
 from cbdc.conformal import SCORES, CalibrationScores, least_n
+from cbdc.conformal.thresholds import round_up
 from cbdc.errors import CalibrationSizeWarning
 
 # --- thresholds
@@ -90,6 +91,14 @@ def test_rounding_of_a_tie_keeps_it_in_the_set():
     for options in ({}, {"score": "aps", "randomized": False}):
         clf = ConformalClassifier(**options).conformalize(P, np.zeros(20, dtype=int))
         assert clf.predict_set(Q)[:, 0].all()
+
+
+@given(st.floats(-1e30, 1e30) | st.just(-np.inf))
+def test_comparing_in_float32_is_comparing_exactly(threshold):
+    rounded = round_up(np.array([threshold]), np.dtype(np.float32))[0]
+    assert rounded.dtype == np.float32
+    assert float(rounded) >= threshold
+    assert float(np.nextafter(rounded, np.float32(-np.inf))) < threshold or threshold == -np.inf
 
 
 def test_the_calibration_table_is_sorted_by_condition():
@@ -312,7 +321,7 @@ def test_wrong_width_and_reordered_columns_are_refused(iris):
 def test_unknown_labels_are_named(iris):
     X, y = iris
     clf = fitted(iris)
-    for unknown in ("virginica2", "melanoma of the nail"):  # also one longer than every class
+    for unknown in ("virginica2", "versicolor2"):  # the second, cut to the length of the classes, would be one
         labels = y.copy().astype(object)
         labels[65] = unknown
         with pytest.raises(ValueError, match=f"case 5 has the label '{unknown}'.*'setosa'"):
