@@ -364,6 +364,19 @@ class Unexportable(nn.Module):
         return torch.linalg.svdvals(x.mean(dim=1))[:, :4]
 
 
+def test_export_is_kept_in_a_folder_that_was_not_there(resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines_module, "_exported", {})
+    OnnxEngine(resnet, tmp_path / "new" / "cache")
+    assert len(list((tmp_path / "new" / "cache").iterdir())) == 1
+
+
+def test_export_cannot_be_kept_below_a_file(resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines_module, "_exported", {})
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="cache folder cannot be made"):
+        OnnxEngine(resnet, tmp_path / "file" / "cache")
+
+
 def test_a_network_that_onnx_cannot_express():
     backbone = Backbone("odd", Unexportable(), (8, 8), (0.0,) * 3, (1.0,) * 3, 4, "0" * 64)
     with pytest.raises(ExportError, match="'odd'"):

@@ -119,6 +119,12 @@ def _kept_export(backbone: Backbone, file: Path) -> bytes:
         return arrays["onnx"].tobytes()
     except (ModelFileError, KeyError):
         model = _export(backbone)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ModelFileError(
+                f"{file.parent.name}: the cache folder cannot be made ({error.strerror}). Fix: give another cache_dir."
+            ) from error
         write_modelfile(file, {"onnx": np.frombuffer(model, np.uint8)}, {"backbone": backbone.name})
         return model
 
