@@ -1,5 +1,6 @@
 """`ImageEmbedder`: one row an image whatever its company, nothing computed twice, nothing lost in a kill."""
 
+import copy
 import functools
 import os
 import signal
@@ -218,6 +219,15 @@ def test_threads_do_not_disturb_each_other(embedder):
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(np.concatenate(rows), expected)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_copy_gives_the_same_embeddings(engine):
+    fitted = ImageEmbedder(engine=engine).fit()
+    twin = copy.deepcopy(fitted)
+    assert "_engine" not in vars(twin)
+    np.testing.assert_array_equal(twin.transform(photos_of(2)), fitted.transform(photos_of(2)))
+    assert twin.engine_ == fitted.engine_
 
 
 def test_progress_bar(capsys):

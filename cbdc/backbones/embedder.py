@@ -114,6 +114,10 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "fingerprint_")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # an engine holds locks and a session, which cannot be copied: a copy makes its own at first use
+        return {key: value for key, value in super().__getstate__().items() if key != "_engine"}
+
     def fit(self, X: Any = None, y: Any = None) -> "ImageEmbedder":
         """Load the network; the images are not looked at.
 
@@ -135,8 +139,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         self._validate_params()
         self.backbone_ = create_backbone(self.backbone, self.weights)
-        self._engine = make_engine(self.backbone_, self.engine, self._cache_folder())
-        self.engine_ = self._engine.name
+        self._start_engine(self.engine)
         self._n_features_out = self.backbone_.n_features
         preprocessing = {"resize": self.resize, "filter": "bilinear"}
         identity = json.dumps([self.backbone_.fingerprint, preprocessing], sort_keys=True)
@@ -182,6 +185,8 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             By the row's number; the message names image and reason.
         """
         check_is_fitted(self)
+        if not hasattr(self, "_engine"):
+            self._start_engine(self.engine_.partition("-")[0])
         sources = _as_sources(X)
         n_threads = self._n_threads()
         size = min(self.batch_size, max(1, math.ceil(len(sources) / n_threads)))
@@ -232,6 +237,10 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             return read_images([source], size=size, n_jobs=1)[0]
         image = read_images([source], n_jobs=1)[0]
         return LesionImage(_middle(image.pixels, size), image.sha256) if isinstance(image, LesionImage) else image
+
+    def _start_engine(self, engine: str) -> None:
+        self._engine = make_engine(self.backbone_, engine, self._cache_folder())
+        self.engine_ = self._engine.name
 
     def _n_threads(self) -> int:
         if self.n_jobs not in (None, -1):
