@@ -231,9 +231,10 @@ def test_a_copy_gives_the_same_embeddings(engine):
 
 
 def test_progress_bar(capsys):
-    ImageEmbedder(verbose=True).fit().transform(photos_of(3))
+    ImageEmbedder(verbose=True, batch_size=2).fit().transform(photos_of(3))
     assert "3/3" in capsys.readouterr().err
-    ImageEmbedder().fit().transform(photos_of(3))
+    ImageEmbedder(verbose=True, batch_size=2).fit().transform(photos_of(2))
+    ImageEmbedder(batch_size=2).fit().transform(photos_of(3))
     assert capsys.readouterr() == ("", "")
 
 

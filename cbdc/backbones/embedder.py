@@ -53,7 +53,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     n_jobs : int or None, default=None
         Threads; None or -1 takes one for each processor that this process may use.
     verbose : bool, default=False
-        Show a progress bar.
+        Show a progress bar, where there are more than `batch_size` images.
 
     Attributes
     ----------
@@ -192,9 +192,10 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         size = min(self.batch_size, max(1, math.ceil(len(sources) / n_threads)))
         batches = [sources[start : start + size] for start in range(0, len(sources), size)]
         results: list[np.ndarray | ImageError] = []
+        no_bar = not self.verbose or len(sources) <= self.batch_size
         with (
             self._open_cache() as cache,
-            tqdm(total=len(sources), unit="image", disable=not self.verbose) as bar,
+            tqdm(total=len(sources), unit="image", disable=no_bar) as bar,
             ThreadPoolExecutor(n_threads) as pool,
         ):
             for rows in pool.map(partial(self._embed_batch, cache=cache), batches):
