@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
@@ -13,7 +14,7 @@ from .backbones import ImageEmbedder
 from .conformal import ConformalClassifier
 from .datasets import LesionDataset, check_leakage
 from .diagnosis import Diagnosis
-from .errors import DatasetError, ImageError, ModelFileError
+from .errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
 from .heads import HEADS, make_head
 from .images import LesionImage, image_name, read_images
 from .modelfile import read_modelfile, write_modelfile
@@ -37,7 +38,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         Name of the network, see `cbdc.backbones.list_backbones`.
     head : {"laplace"} or classifier, default="laplace"
         Bayesian head over the embeddings. A scikit-learn classifier is cloned and used; only named heads can be saved.
-    weights : str, default="default"
+    weights : str or Path, default="default"
         Weights of the network: ``"default"``, a file, or ``"random"``.
     score : {"lac", "aps"}, default="lac"
         Conformity score, see `ConformalClassifier`.
@@ -103,7 +104,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         backbone: str = "efficientnet_lite0",
         head: str | ClassifierMixin = "laplace",
         *,
-        weights: str = "default",
+        weights: str | Path = "default",
         score: str = "lac",
         condition_on: str | None = "class",
         group_by: str | None = None,
@@ -126,6 +127,26 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
         self.random_state = random_state
+
+    @property
+    def score(self) -> Any:
+        """Mean accuracy of `predict`, as every scikit-learn classifier has it: ``score(X, y=None)``.
+
+        The name also is that of a parameter, which `get_params` gives and `set_params` sets.
+        """
+        return self._accuracy
+
+    @score.setter
+    def score(self, name: str) -> None:
+        self.__dict__["score"] = name
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the constructor; see `sklearn.base.BaseEstimator`."""
+        return super().get_params(deep) | {"score": self.__dict__["score"]}
+
+    def _accuracy(self, X: Any, y: Any = None) -> float:
+        images, labels = _images_and_labels(X, y)
+        return float(np.mean(self.predict(images) == labels))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -153,6 +174,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             If an image cannot be used; the message lists them.
         """
         images, labels = _images_and_labels(X, y)
+        self._make_conformal(None)._validate_params()  # a slip is told now, not after the embedding
         self.embedder_ = self._make_embedder().fit(images)
         self.head_ = (
             make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
@@ -161,7 +183,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = self.head_.classes_
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self.provenance_ = {"training": _provenance(X, labels)}
-        self._trained_on = X if isinstance(X, LesionDataset) else None
+        self._seen = {"training": X} if isinstance(X, LesionDataset) else {}
         self.__dict__.pop("conformal_", None)  # thresholds of an earlier fit are worth nothing now
         return self
 
@@ -196,33 +218,58 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         provenance = _provenance(X, y)
         if isinstance(X, LesionDataset):
-            if self._trained_on is not None:
-                check_leakage(self._trained_on, X)
+            self.check_unseen(X, parts=("training",))
             if X.synthetic and not self.provenance_["training"].get("synthetic"):
                 raise DatasetError(
                     f"calibration data {X.name!r}: made images, but the model was fitted on real ones; their "
                     "thresholds would guarantee nothing for patients. Calibrate on real images."
                 )
             unit = unit or X.unit
-            X = X.one_per(unit, random_state=self.random_state)
+            groups, whole = self._groups(X, groups), X
+            if groups is not None and (n_missing := int(pd.isna(groups).sum())):
+                raise ParameterError(
+                    f"groups: {n_missing} of {len(X)} images have none. Fix: leave them out with take() and say so, or "
+                    "give all images the groups=, with a name for these, for example 'unknown'."
+                )
+            X = whole.one_per(unit, random_state=self.random_state)
+            if groups is not None:
+                groups = groups[pd.Index(whole.frame["image"]).get_indexer(X.frame["image"])]
             provenance |= {"unit": unit, "n_units": len(X)}
+            self._seen["calibration"] = whole
         elif unit not in (None, "image"):
-            raise ValueError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
+            raise ParameterError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
         images, labels = _images_and_labels(X, y)
-        conformal = ConformalClassifier(
-            self.head_,
-            score=self.score,
-            condition_on=self.condition_on,
-            confidence_level=self.confidence_level,
-            prefit=True,
-            random_state=self.random_state,
-        )
         embeddings = self.embedder_.transform(images)
-        self.conformal_ = conformal.fit(embeddings, labels).conformalize(
-            embeddings, labels, groups=self._groups(X, groups)
-        )
+        conformal = self._make_conformal(self.head_).fit(embeddings, labels)
+        self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups))
         self.provenance_["calibration"] = provenance
         return self
+
+    def check_unseen(self, X: LesionDataset, *, parts: Sequence[str] = ("training", "calibration")) -> None:
+        """Raise if the data set shares a patient, lesion or photograph with what the model was made from.
+
+        A model that was loaded holds no identifiers: of its data only the whole set and the whole parts are recognised.
+
+        Parameters
+        ----------
+        X : LesionDataset
+        parts : sequence of {"training", "calibration"}
+
+        Raises
+        ------
+        LeakageError
+        """
+        known = {part: self.provenance_.get(part, {}).get("fingerprint") for part in parts}
+        known["whole"] = getattr(self, "notes_", {}).get("fingerprint")
+        for part, fingerprint in known.items():
+            if fingerprint == X.fingerprint:
+                raise LeakageError(
+                    f"{X.name}: this is the {part} data of the model; its figures there say nothing of new cases. Use "
+                    "the part that split() left."
+                )
+        for part in parts:
+            if part in self._seen:
+                check_leakage(self._seen[part], X)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Posterior predictive probabilities, float (n, n_classes), columns in the order of `classes_`.
@@ -256,7 +303,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             If an image cannot be used; `diagnose` gives such an image a refused row instead.
         """
         self._check_conformalized()
-        return self.conformal_.predict_set(self._embed(X), confidence_level, groups=self._groups(X, groups))
+        level = self.confidence_level if confidence_level is None else confidence_level
+        return self.conformal_.predict_set(self._embed(X), level, groups=self._groups(X, groups))
 
     def diagnose(
         self, X: Any, confidence_level: float | None = None, groups: Any = None
@@ -293,11 +341,15 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     def _diagnose_batch(self, sources: Sequence, start: int, level: float, groups: Any) -> list[Diagnosis]:
         names = [image_name(source, start + i) for i, source in enumerate(sources)]
         decoded = read_images(sources, n_jobs=self.n_jobs)
-        rows = [
-            Diagnosis(name, "refused", reason=str(item)) if isinstance(item, ImageError) else None
-            for name, item in zip(names, decoded, strict=True)
-        ]
-        good = {i: item for i, item in enumerate(decoded) if isinstance(item, LesionImage)}
+        reasons = [str(item) if isinstance(item, ImageError) else "" for item in decoded]
+        if groups is not None:
+            known = np.asarray(self.conformal_.groups_).tolist()
+            for i, group in enumerate(groups):
+                if group not in known:
+                    why = f"group {group!s}: not calibrated; known are {', '.join(map(str, known))}"
+                    reasons[i] = reasons[i] or why
+        rows = [Diagnosis(name, "refused", reason=why) if why else None for name, why in zip(names, reasons)]
+        good = {i: item for i, item in enumerate(decoded) if isinstance(item, LesionImage) and not reasons[i]}
         if not good:
             return [row for row in rows if row is not None]
         embeddings = self.embedder_.transform(list(good.values()))
@@ -364,6 +416,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             del parameters[name]
         if not isinstance(parameters["random_state"], int | None):
             parameters["random_state"] = None
+        if self.weights not in ("default", "random"):
+            parameters["weights"] = "file"  # where it lies is of the machine, and may name a person
         document = {
             "cbdc_version": __version__,
             "classes": [str(label) for label in self.classes_],
@@ -401,6 +455,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             raise TypeError(
                 f"{', '.join(sorted(unknown))}: part of the model; only {', '.join(sorted(allowed))} may be given."
             )
+        if document.get("parameters", {}).get("weights") == "file" and "weights" not in parameters:
+            raise MissingWeightsError(f"{name}: its network's weights came from a file. Fix: load(..., weights=FILE).")
         try:
             clf = cls(**(document["parameters"] | parameters))
             clf.head_ = HEADS[clf.head].from_state(_part(arrays, "head."), document["head"])
@@ -414,9 +470,11 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             clf.taxonomy_ = Taxonomy.from_dict(taxonomy) if taxonomy is not None else None
             clf.provenance_, clf.notes_ = document["provenance"], document["notes"]
             golden, fingerprint = arrays["golden.embedding"], document["embedder_fingerprint"]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ModelFileError):
+                raise
             raise ModelFileError(f"{name}: a part is missing or of another kind ({error}). Fit again.") from error
-        clf._trained_on = None
+        clf._seen = {}
         clf.embedder_ = clf._make_embedder().fit([_golden_image()])
         if clf.embedder_.fingerprint_ != fingerprint:
             raise ModelFileError(
@@ -427,7 +485,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         return clf
 
     def _replay(self, name: str, arrays: dict[str, np.ndarray], golden: np.ndarray) -> None:
-        """Raise unless this machine repeats the saved embedding, probabilities and set of the golden image."""
+        """Raise unless this machine repeats the saved embedding, probabilities and p-values of the golden image."""
         here = self.embedder_.transform([_golden_image()])
         if not np.allclose(here, golden, rtol=1e-3, atol=1e-3 * np.abs(golden).max()):
             raise ModelFileError(
@@ -439,7 +497,19 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 raise ModelFileError(f"{name}: {key} is not repeated by this version of the library. Fit again.")
 
     def _golden_prediction(self, embedding: np.ndarray) -> dict[str, np.ndarray]:
-        return {"golden.probabilities": self.head_.predict_proba(embedding)}
+        known = self.conformal_.groups_
+        p_values = self.conformal_.p_values(embedding, groups=None if known is None else known[:1])
+        return {"golden.probabilities": self.head_.predict_proba(embedding), "golden.p_values": p_values}
+
+    def _make_conformal(self, head: Any) -> ConformalClassifier:
+        return ConformalClassifier(
+            head,
+            score=self.__dict__["score"],
+            condition_on=self.condition_on,
+            confidence_level=self.confidence_level,
+            prefit=True,
+            random_state=self.random_state,
+        )
 
     def _make_embedder(self) -> ImageEmbedder:
         return ImageEmbedder(
@@ -484,7 +554,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return state | {"_trained_on": None} if "_trained_on" in state else state  # identifiers stay out of copies
+        return state | {"_seen": {}} if "_seen" in state else state  # identifiers stay out of copies
 
 
 def _images_and_labels(X: Any, y: Any) -> tuple[Any, np.ndarray]:

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,20 @@ def _number(text: str) -> float:
         return math.nan
 
 
+def _out_file(*suffixes: str) -> Callable[[str], Path]:
+    """Type of an argument: a file in a folder that is there, so that no work is lost for want of one."""
+
+    def check(text: str) -> Path:
+        path = Path(text)
+        if suffixes and path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a name that ends in {' or '.join(suffixes)}")
+        if not path.absolute().parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{text!r}: there is no folder {str(path.parent)!r}; make it first")
+        return path
+
+    return check
+
+
 def _level(text: str) -> float:
     if not 0 < (level := _number(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number strictly between 0 and 1, for example 0.9")
@@ -103,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "embed", _embed, "images to embeddings", "Writes a .npz with the arrays embeddings, image, label; no pickle."
     )
     _add_dataset(embed)
-    embed.add_argument("--out", type=Path, required=True, help=".npz file to write")
+    embed.add_argument("--out", type=_out_file(".npz"), required=True, help=".npz file to write")
     _add_backbone(embed)
     _add_machine(embed)
 
@@ -114,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         "Splits by patient or lesion into training, calibration and test; the test part is left for evaluate.",
     )
     _add_dataset(fit)
-    fit.add_argument("--out", type=Path, required=True, help="model file to write, for example ham.cbdc")
+    fit.add_argument("--out", type=_out_file(), required=True, help="model file to write, for example ham.cbdc")
     _add_backbone(fit)
     fit.add_argument("--head", default="laplace", choices=["laplace"], help="Bayesian head")
     fit.add_argument("--score", default="lac", choices=["lac", "aps"], help="conformity score")
@@ -152,11 +166,11 @@ def _parser() -> argparse.ArgumentParser:
         "Without --out the diagnoses are printed. An image that cannot be read gets a refused row with the reason.",
     )
     _add_images(predict)
-    predict.add_argument("--out", type=Path, help="rows to write: .csv or .jsonl")
+    predict.add_argument("--out", type=_out_file(".csv", ".jsonl"), help="rows to write: .csv or .jsonl")
 
     report = command("report", _report, "a page that explains the prediction set of each image")
     _add_images(report)
-    report.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    report.add_argument("--out", type=_out_file(".html"), required=True, help="HTML file to write")
     return parser
 
 
@@ -292,41 +306,43 @@ def _unseen(clf: "CBDCClassifier", dataset: "LesionDataset") -> "LesionDataset":
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    rows, _ = _diagnose(arguments)
+    rows, _, labels = _diagnose(arguments)
     if arguments.out is None:
         print("\n\n".join(str(row) for row in rows))
     elif arguments.out.suffix == ".jsonl":
         arguments.out.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows), encoding="utf-8")
     else:
-        _write_csv(rows, arguments.out)
+        _write_csv(rows, labels, arguments.out)
     return _summary(rows, arguments.out)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from .report import case_report
 
-    rows, paths = _diagnose(arguments)
+    rows, paths, _ = _diagnose(arguments)
     case_report(rows, arguments.out, images=paths)
     return _summary(rows, arguments.out)
 
 
-def _diagnose(arguments: argparse.Namespace) -> tuple[list["Diagnosis"], list[Path]]:
-    if arguments.out is not None and arguments.command is _predict and arguments.out.suffix not in {".csv", ".jsonl"}:
-        raise DatasetError(f"--out {arguments.out.name}: expected a name that ends in .csv or .jsonl.")
+def _diagnose(arguments: argparse.Namespace) -> tuple[list["Diagnosis"], list[Path], list[str]]:
     paths = list(_files(arguments.images))
+    if not paths:
+        raise DatasetError(
+            f"{', '.join(path.name for path in arguments.images)}: no file there. Give images or folders."
+        )
     clf = _model(arguments)
-    groups = None
-    if arguments.group is not None:
-        known = clf.conformal_.groups_
-        numeric = known is not None and known.dtype.kind in "iuf"
-        groups = [_number(arguments.group) if numeric else arguments.group] * len(paths)
-    rows = clf.diagnose(paths, arguments.confidence_level, groups=groups)
+    known = clf.conformal_.groups_
+    if known is None and arguments.group is not None:
+        raise DatasetError("--group: this model's guarantee is not by group; leave it out.")
+    if known is not None and arguments.group is None:
+        raise DatasetError(f"--group is missing: this model's guarantee is by group; known are {known.tolist()}.")
+    group = arguments.group if known is None or known.dtype.kind not in "iuf" else _number(arguments.group)
+    rows = clf.diagnose(paths, arguments.confidence_level, groups=None if known is None else [group] * len(paths))
     assert isinstance(rows, list)
-    return rows, paths
+    return rows, paths, [str(label) for label in clf.classes_]
 
 
-def _write_csv(rows: Sequence["Diagnosis"], path: Path) -> None:
-    labels = next((list(row.probabilities) for row in rows if row.status == "ok"), [])
+def _write_csv(rows: Sequence["Diagnosis"], labels: Sequence[str], path: Path) -> None:
     header = ["image", "sha256", "status", "reason", "set", *(f"p_{label}" for label in labels)]
     header += ["entropy", "mutual_information", "confidence_level", "quality", "quality_reasons"]
     with path.open("w", newline="", encoding="utf-8") as file:

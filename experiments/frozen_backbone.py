@@ -12,6 +12,8 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 import cbdc
 from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, LesionDataset, load_dataset, make_lesions
@@ -56,7 +58,7 @@ def main() -> None:
     for seed in range(max(arguments.seeds, arguments.splits)):
         run = Run(data, embeddings, seed)
         if seed < arguments.seeds:
-            row = {"seed": seed, "laplace": run.figures(run.laplace()), "logistic": run.figures(run.logistic())}
+            row = {"seed": seed, **{name: run.figures(make(run)) for name, make in MODELS.items()}}
             if external is not None:
                 row["ph2"] = run.external(outside, external)
             results["seeds"].append(row)
@@ -80,6 +82,15 @@ def main() -> None:
     print(json.dumps(results["summary"], indent=1))
 
 
+MODELS: dict[str, Callable[["Run"], Any]] = {
+    "laplace": lambda run: run.default,
+    "laplace_no_mean_correction": lambda run: run.laplace(mean_correction=False),
+    "laplace_standardize": lambda run: run.laplace(standardize=True),
+    "logistic": lambda run: run.logistic(each_feature=True),
+    "logistic_one_scale": lambda run: run.logistic(each_feature=False),
+}
+
+
 class Run:
     """One split of the data set, and what is fitted on it."""
 
@@ -90,21 +101,25 @@ class Run:
         self.parts = data.split(random_state=seed)
         self.embeddings = [embeddings[[row[name] for name in part.frame["image"]]] for part in self.parts]
         self.codes = [np.searchsorted(self.classes, part.labels) for part in self.parts]
-        self._laplace: Any = None
 
-    def laplace(self) -> Any:
-        if self._laplace is None:
-            start = time.perf_counter()
-            self._laplace = LaplaceHead(random_state=self.seed).fit(self.embeddings[0], self.codes[0])
-            self._laplace.seconds = time.perf_counter() - start
-        return self._laplace
+    def laplace(self, **parameters: Any) -> Any:
+        start = time.perf_counter()
+        head = LaplaceHead(random_state=self.seed, **parameters).fit(self.embeddings[0], self.codes[0])
+        head.seconds = time.perf_counter() - start
+        return head
 
-    def logistic(self) -> Any:
+    @cached_property
+    def default(self) -> Any:
+        return self.laplace()
+
+    def logistic(self, *, each_feature: bool) -> Any:
         """Logistic regression, its C chosen by likelihood over folds that keep lesions together."""
         start = time.perf_counter()
+        one_scale = float(np.sqrt(self.embeddings[0].var(axis=0).mean()))
+        scaler = StandardScaler() if each_feature else FunctionTransformer(lambda E: E / one_scale)
         search = GridSearchCV(
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
-            {"logisticregression__C": [3e-4, 1e-3, 3e-3, 1e-2]},
+            make_pipeline(scaler, LogisticRegression(max_iter=500)),
+            {"logisticregression__C": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]},
             scoring="neg_log_loss",
             cv=StratifiedGroupKFold(3, shuffle=True, random_state=self.seed),
         )
@@ -143,7 +158,7 @@ class Run:
             chosen.append((embeddings[keep], codes[keep]))
         (E, y), (E_test, y_test) = chosen
         for name, condition in CONDITIONS.items():
-            conformal = ConformalClassifier(self.laplace(), prefit=True, condition_on=condition, confidence_level=LEVEL)
+            conformal = ConformalClassifier(self.default, prefit=True, condition_on=condition, confidence_level=LEVEL)
             sets = conformal.fit(E, y).conformalize(E, y).predict_set(E_test)
             n = np.bincount(y, minlength=len(self.classes)) if condition == "class" else len(y)
             n_test = np.bincount(y_test, minlength=len(self.classes)) if condition == "class" else len(y_test)
@@ -160,7 +175,7 @@ class Run:
 
     def external(self, outside: np.ndarray, external: LesionDataset) -> dict[str, float]:
         """Another hospital's images, nothing recalibrated; no guarantee is claimed for them."""
-        proba = self.laplace().predict_proba(outside)
+        proba = self.default.predict_proba(outside)
         y = np.searchsorted(self.classes, external.labels)
         melanoma = int(np.searchsorted(self.classes, "mel"))
         found = {
@@ -168,7 +183,7 @@ class Run:
             "melanoma_auroc": m.auroc(np.stack([1 - proba[:, melanoma], proba[:, melanoma]], axis=1), y == melanoma),
         }
         for name, condition in CONDITIONS.items():
-            conformal = ConformalClassifier(self.laplace(), prefit=True, condition_on=condition, confidence_level=LEVEL)
+            conformal = ConformalClassifier(self.default, prefit=True, condition_on=condition, confidence_level=LEVEL)
             conformal.fit(self.embeddings[1], self.codes[1]).conformalize(self.embeddings[1], self.codes[1])
             sets = conformal.predict_set(outside)
             covered = sets[np.arange(len(y)), y]
@@ -181,10 +196,18 @@ class Run:
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
+    """Mean, least and largest of each figure over the seeds, and the counts of the coverage splits."""
     found: dict[str, Any] = {}
-    for model in ("laplace", "logistic", "ph2"):
+    for model in (*MODELS, "ph2"):
         rows = [row[model] for row in results["seeds"] if model in row]
-        found[model] = {key: [min(r[key] for r in rows), max(r[key] for r in rows)] for key in rows[0]} if rows else {}
+        found[model] = (
+            {
+                key: [float(np.mean([r[key] for r in rows])), min(r[key] for r in rows), max(r[key] for r in rows)]
+                for key in rows[0]
+            }
+            if rows
+            else {}
+        )
     for name in CONDITIONS:
         rows = [row[name] for row in results["coverage"]]
         found[name] = {

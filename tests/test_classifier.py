@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 from cbdc import CBDCClassifier, make_lesions
-from cbdc.errors import DatasetError, ImageError, LeakageError, ModelFileError
+from cbdc.errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
 from cbdc.images import write_image
 from cbdc.modelfile import read_modelfile, write_modelfile
 
@@ -114,6 +114,37 @@ def test_out_of_order_and_leakage_are_refused(parts, fitted, cache):
         copy.copy(fitted).fit(train).conformalize(train)
 
 
+def test_what_the_model_was_made_from_is_no_test_data(parts, fitted, saved, cache):
+    train, calibration, test = parts
+    fitted.check_unseen(test)
+    for seen in (train, calibration, calibration.take(np.arange(0, len(calibration), 2))):
+        with pytest.raises(LeakageError):
+            fitted.check_unseen(seen)
+    loaded = CBDCClassifier.load(saved, cache_dir=cache)
+    for seen in (train, calibration):
+        with pytest.raises(LeakageError, match="data of the model"):
+            loaded.check_unseen(seen)
+    with pytest.raises(LeakageError, match="training data"):
+        loaded.conformalize(train)
+
+
+def test_score_is_accuracy_and_slips_are_told_before_the_work(parts, fitted):
+    test = parts[2]
+    assert fitted.score(test) == fitted.score(test.images, test.labels) == np.mean(fitted.predict(test) == test.labels)
+    for slip in ({"score": "foo"}, {"condition_on": "clas"}, {"confidence_level": 90.0}):
+        with pytest.raises(ValueError, match=next(iter(slip))):
+            CBDCClassifier(**slip).fit(["no image is read"] * 2, ["mel", "nv"])
+
+
+def test_level_of_the_constructor_may_be_changed(parts, fitted):
+    images, other = parts[2].images[:20], copy.copy(fitted)
+    other.confidence_level = 0.6
+    assert [set(row.prediction_set) for row in other.diagnose(images)] == [
+        set(other.classes_[inside]) for inside in other.predict_set(images)
+    ]
+    np.testing.assert_array_equal(other.predict_set(images), fitted.predict_set(images, 0.6))
+
+
 def test_real_models_are_not_calibrated_on_made_lesions(parts, fitted):
     clf = copy.copy(fitted)
     clf.provenance_ = {"training": {"synthetic": False}}
@@ -131,6 +162,13 @@ def test_group_conditional_uses_the_column(parts, cache):
         clf.conformalize(calibration.take(np.arange(30)))
     clf.conformalize(calibration)
     assert (clf.predict_set(test) == clf.predict_set(test.images, groups=test.frame["skin_type"])).all()
+    rows = clf.diagnose(test.images[:3], groups=[1, 9, None])
+    assert [row.status for row in rows] == ["ok", "refused", "refused"]
+    assert "group 9: not calibrated; known are 1.0" in rows[1].reason
+    given = copy.copy(clf).conformalize(calibration, groups=calibration.frame["skin_type"].to_numpy())
+    assert (given.predict_set(test) == clf.predict_set(test)).all()
+    with pytest.raises(ParameterError, match=r"1 of \d+ images have none"):
+        clf.conformalize(calibration, groups=np.r_[np.nan, calibration.frame["skin_type"][1:]])
     clf.group_by = "no_such_column"
     with pytest.raises(DatasetError, match="no_such_column"):
         clf.predict_set(test)
@@ -187,9 +225,13 @@ def test_golden_prediction_is_replayed_on_load(saved, tmp_path):
     def other_class_order(_, document):
         document["head"]["classes"] = document["head"]["classes"][::-1]
 
+    def other_scores(arrays, _):
+        arrays["conformal.scores"] = arrays["conformal.scores"] - 1
+
     for i, (change, message) in enumerate(
         [
             (other_head, "not repeated"),
+            (other_scores, "p_values is not repeated"),
             (other_network, "embeds the golden image differently"),
             (other_weights, "other weights"),
             (other_class_order, "class"),
@@ -198,6 +240,15 @@ def test_golden_prediction_is_replayed_on_load(saved, tmp_path):
     ):
         with pytest.raises(ModelFileError, match=message):
             CBDCClassifier.load(rewrite(saved, tmp_path / f"{i}.cbdc", change))
+
+
+def test_model_file_names_no_folder(fitted, saved, tmp_path):
+    other = copy.copy(fitted)
+    other.weights = tmp_path / "jane_doe" / "weights.pth"
+    path = other.save(tmp_path / "m.cbdc")
+    assert b"jane_doe" not in path.read_bytes()
+    with pytest.raises(MissingWeightsError, match="weights=FILE"):
+        CBDCClassifier.load(path)
 
 
 def test_load_takes_only_parameters_of_the_machine(saved):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -49,8 +50,25 @@ def test_predict_writes_one_row_an_image(model, lesions_folder, tmp_path, capsys
     assert main([*arguments[:-2], "--quiet", "--out", str(tmp_path / "rows.jsonl")]) == 0
     lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["image"] for line in lines] == [path.name for path in images]
-    assert main([*arguments, "--out", str(tmp_path / "rows.xml")]) == 1
-    assert ".csv or .jsonl" in capsys.readouterr().err
+    for out, message in [("rows.xml", ".csv or .jsonl"), ("nowhere/rows.csv", "there is no folder")]:
+        with pytest.raises(SystemExit):
+            main([*arguments, "--out", str(tmp_path / out)])
+        assert message in capsys.readouterr().err
+    assert main([*arguments, "--group", "I"]) == 1
+    assert "not by group" in capsys.readouterr().err
+
+
+def test_refused_rows_have_every_column_and_strange_names(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    with open(os.path.join(os.fsencode(tmp_path / "in"), b"\xff.png"), "wb") as file:
+        file.write(b"no image")
+    assert main(["predict", str(model), str(tmp_path / "in"), "--quiet", "--out", str(tmp_path / "rows.csv")]) == 3
+    header, row = csv.reader((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines())
+    assert {"p_mel", "p_nv"} < set(header)
+    assert row[0] == "\\udcff.png"
+    assert main(["report", str(model), str(tmp_path / "in"), "--quiet", "--out", str(tmp_path / "c.html")]) == 3
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(model), str(tmp_path / "empty"), "--quiet"]) == 1
 
 
 def test_predict_a_folder_and_print(model, lesions_folder, capsys):
@@ -109,7 +127,7 @@ def test_mistakes_are_one_sentence(arguments, message, capsys):
 
 
 def test_unknown_network_and_bad_level(lesions_folder, tmp_path, capsys):
-    data = ["folder", "--root", str(lesions_folder), "--out", str(tmp_path / "out"), "--quiet"]
+    data = ["folder", "--root", str(lesions_folder), "--out", str(tmp_path / "out.npz"), "--quiet"]
     assert main(["embed", *data, "--backbone", "resnet5"]) == 1
     assert "resnet50" in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from functools import partial
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
 
-from cbdc import metrics
+from cbdc import CBDCClassifier, metrics
 from cbdc.datasets import LesionDataset
 from cbdc.diagnosis import Diagnosis
 from cbdc.errors import CalibrationSizeWarning, DatasetError, ImageError, LeakageError
@@ -88,8 +89,12 @@ def classifier(**changes):
         "random_state": 3,
         "_groups": lambda dataset, groups: groups,
         "fit": None,
+        "_seen": {},
     }
-    return SimpleNamespace(**{**values, **changes})
+    stub = SimpleNamespace(**{**values, **changes})
+    stub.check_unseen = partial(CBDCClassifier.check_unseen, stub)
+    stub.get_params = lambda: {"score": stub.score}
+    return stub
 
 
 def lesions(n=160, black=(), seed=0, name="ham10000"):
@@ -215,7 +220,7 @@ def test_labels_of_another_data_set_are_mapped_and_the_page_says_so(tmp_path):
     assert set(np.unique(evaluation.labels)) == {CLASSES.index("mel"), CLASSES.index("nv")}
     text = write_report(evaluation, tmp_path).read_text(encoding="utf-8")
     assert "atypical_nevus to nv" in text
-    assert "exchangeability does not hold" in text
+    assert "exchangeability is not given and nothing is guaranteed" in text
     assert "nothing is guaranteed of this one" in evaluation.headline
 
 
@@ -235,7 +240,7 @@ def test_data_the_model_knows_are_refused(dataset):
     with pytest.raises(LeakageError, match="calibration data of the model"):
         evaluate(classifier(provenance_=known), dataset)
     with pytest.raises(LeakageError, match="shared"):
-        evaluate(classifier(_trained_on=dataset.take([5, 9])), dataset)
+        evaluate(classifier(_seen={"training": dataset.take([5, 9])}), dataset)
 
 
 def test_group_guarantee_has_a_band_for_each_group(dataset):

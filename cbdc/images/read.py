@@ -168,7 +168,10 @@ def image_name(source: Any, index: int) -> str:
     >>> image_name("clinic/jane_doe/lesion.png", 3), image_name(b"...", 4)
     ('lesion.png', 'image_4')
     """
-    return Path(source).name if isinstance(source, str | os.PathLike) else f"image_{index}"
+    if not isinstance(source, str | os.PathLike):
+        return f"image_{index}"
+    name = Path(source).name  # bytes that are no text would break every row and page that shows the name
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def refusal_message(source: Any, index: int, reason: object) -> str:

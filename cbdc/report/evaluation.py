@@ -13,8 +13,8 @@ import numpy as np
 from sklearn.exceptions import NotFittedError
 
 from .. import __version__, metrics
-from ..datasets import LesionDataset, check_leakage
-from ..errors import CalibrationSizeWarning, DatasetError, LeakageError
+from ..datasets import LesionDataset
+from ..errors import CalibrationSizeWarning, DatasetError
 from ..images import image_name, refusal_message
 from .figures import TITLES, group_columns, interval, number, percent, plain, probability_figures, set_figures
 
@@ -201,7 +201,7 @@ def evaluate(
     if not hasattr(classifier, "conformal_"):
         raise NotFittedError("classifier: not calibrated yet; call fit(training) and conformalize(calibration) first.")
     level = classifier.confidence_level if confidence_level is None else confidence_level
-    _refuse_leakage(classifier, dataset)
+    classifier.check_unseen(dataset)
     mapped = _in_words_of(classifier, dataset)
     given = classifier._groups(mapped, groups)
     embeddings, refusals = classifier.embedder_.embed(mapped.images)
@@ -278,18 +278,6 @@ def _sets(
     return sets, notes
 
 
-def _refuse_leakage(classifier: "CBDCClassifier", dataset: LesionDataset) -> None:
-    for part, facts in classifier.provenance_.items():
-        if facts.get("fingerprint") == dataset.fingerprint:
-            raise LeakageError(
-                f"{dataset.name}: this is the {part} data of the model; its figures there say nothing of new cases. "
-                "Evaluate on the part that split() left for it."
-            )
-    trained_on = getattr(classifier, "_trained_on", None)
-    if trained_on is not None:
-        check_leakage(trained_on, dataset)
-
-
 def _in_words_of(classifier: "CBDCClassifier", dataset: LesionDataset) -> LesionDataset:
     """The data set with the labels of the model."""
     classes = {str(label) for label in classifier.classes_}
@@ -326,7 +314,7 @@ def _model(classifier: "CBDCClassifier", level: float) -> dict[str, Any]:
         "backbone": classifier.backbone,
         "embedder_sha256": classifier.embedder_.fingerprint_,
         "head": type(classifier.head_).__name__,
-        "score": classifier.score,
+        "score": classifier.get_params()["score"],
         "condition_on": classifier.condition_on,
         "group_by": classifier.group_by,
         "random_state": seed if isinstance(seed, int | None) else "RandomState",

@@ -96,7 +96,7 @@ def _notices(e: Evaluation) -> Html | None:
     if data["external"]:
         notes.append(
             f"External test: the model was calibrated on {e.figures['model']['provenance']['calibration']['dataset']}. "
-            "Lesions, cameras and case mix differ by design, so exchangeability does not hold and nothing is "
+            "Lesions, cameras or case mix may differ, so exchangeability is not given and nothing is "
             "guaranteed here. The expected bands show what coverage would have been without that change."
         )
     if data["label_map"]:
