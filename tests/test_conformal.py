@@ -164,6 +164,39 @@ def test_fit_drops_old_scores_and_the_name_of_the_score_is_a_parameter(iris):
     assert "score='aps'" in repr(ConformalClassifier(score="aps"))
 
 
+@pytest.mark.parametrize("score", ["lac", "aps"])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_parameters_set_after_calibration_wait_for_the_next_one(condition, score):
+    P, y, groups = draw_cases(np.random.default_rng(0), 400, 3)
+    clf = conformalized(P[:300], y[:300], groups[:300], condition_on=condition, score=score)
+
+    def answers():
+        given = {"groups": groups[300:]}
+        return clf.predict_set(P[300:], **given).tolist(), clf.p_values(P[300:], **given).tolist(), clf.guarantee()
+
+    before, state = answers(), clf.get_state()[1]
+    others = {"score": "aps" if score == "lac" else "lac", "randomized": False, "random_state": 3}
+    for other in CONDITIONS:
+        clf.set_params(condition_on=other, **others)
+        assert answers() == before
+        assert clf.get_state()[1] == state
+    clf.conformalize(P[:300], y[:300], groups=groups[:300])
+    assert answers() != before
+    clf.set_params(confidence_level=0.5)
+    np.testing.assert_array_equal(
+        clf.predict_set(P[300:], groups=groups[300:]), clf.predict_set(P[300:], 0.5, groups=groups[300:])
+    )
+
+
+def test_a_calibration_that_fails_leaves_none():
+    P, y, _ = draw_cases(np.random.default_rng(0), 60, 3)
+    clf = ConformalClassifier().conformalize(P, y)
+    with pytest.raises(ValueError, match="groups is missing"):
+        clf.set_params(score="aps", condition_on="group").conformalize(P, y)
+    with pytest.raises(NotFittedError, match="conformalize"):
+        clf.predict_set(P)
+
+
 class Sharp(ClassifierMixin, BaseEstimator):
     """Gives (log-)probabilities that are X."""
 

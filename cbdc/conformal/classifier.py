@@ -58,6 +58,9 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier or None
+    score_name_, condition_on_, randomized_
+        Values of the parameters that `conformalize` calibrated for. They hold until it is called again; of the
+        parameters set since then only `confidence_level` counts.
     calibration_ : CalibrationScores
         Sorted scores by condition.
     groups_ : ndarray of shape (n_groups,) or None
@@ -198,6 +201,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
             If a class or group has too few cases for a finite threshold at `confidence_level`.
         """
         self._validate_params()
+        self.__dict__.pop("calibration_", None)  # should this fail, no old scores are left beside new settings
         if self.estimator is None:
             self._adopt_columns(X)
         elif self.prefit:
@@ -207,6 +211,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         labels = (
             check_codes(y, *values.shape) if self.estimator_ is None else label_codes(y, self.classes_, len(values))
         )
+        self._freeze()
         n_classes = len(self.classes_) if self._by_class else 1
         self.groups_ = np.unique(check_groups(groups, len(values))) if self._by_group else None
         conditions = self._group_codes(groups, len(values)) * n_classes + (labels if self._by_class else 0)
@@ -319,8 +324,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         """Arrays and a JSON-able document from which `from_state` restores this object, but for the estimator."""
         self._check_conformalized()
         arrays = {"scores": self.calibration_.scores, "counts": self.calibration_.counts}
-        parameters = self.get_params(deep=False)
-        document = {name: parameters[name] for name in ("score", "condition_on", "randomized")}
+        document = {"score": self.score_name_, "condition_on": self.condition_on_, "randomized": self.randomized_}
         document |= {"confidence_level": float(self.confidence_level), "log": self._log, "seed": self.seed_}
         document |= {"n_classes": len(self.classes_)}
         if self.groups_ is not None:
@@ -348,6 +352,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"estimator: it has {len(found.classes_)} classes, but {document['n_classes']} were calibrated."
             )
+        found._freeze()
         found._log, found.seed_ = document["log"], document["seed"]
         found.groups_ = None
         if "groups" in document:
@@ -369,6 +374,11 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         validate_data(self, X, skip_check_array=True)
         self.estimator_, self.classes_, self._log = None, np.arange(self.n_features_in_), False
 
+    def _freeze(self) -> None:
+        """Keep the parameters that scores depend on: scores of one setting say nothing about sets of another."""
+        self.score_name_, self.condition_on_ = self.__dict__["score"], self.condition_on
+        self.randomized_ = bool(self.randomized)
+
     def _values(self, X: ArrayLike) -> np.ndarray:
         """Probabilities, or logarithms of them, checked: (n, n_classes)."""
         if self.estimator_ is None:
@@ -383,10 +393,10 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def _scoring(self) -> dict[str, Any]:
-        return {"name": self.__dict__["score"], "log": self._log, "seed": self.seed_ if self.randomized else None}
+        return {"name": self.score_name_, "log": self._log, "seed": self.seed_ if self.randomized_ else None}
 
     def _blocks(self, n: int, n_classes: int) -> Iterator[slice]:
-        step = max(1, (_CELLS_RANKED if SCORES[self.__dict__["score"]].ranked else _CELLS) // n_classes)
+        step = max(1, (_CELLS_RANKED if SCORES[self.score_name_].ranked else _CELLS) // n_classes)
         return (slice(start, start + step) for start in range(0, n, step))
 
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
@@ -394,11 +404,11 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
 
     @property
     def _by_class(self) -> bool:
-        return self.condition_on in ("class", "class_and_group")
+        return self.condition_on_ in ("class", "class_and_group")
 
     @property
     def _by_group(self) -> bool:
-        return self.condition_on in ("group", "class_and_group")
+        return self.condition_on_ in ("group", "class_and_group")
 
     @property
     def _class_names(self) -> list | None:
