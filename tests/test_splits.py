@@ -32,7 +32,12 @@ def naive_units(frame, pairs=()):
         if "patient_id" in frame and pd.notna(row["patient_id"]):
             mine.add(("patient", row["patient_id"]))
         if pd.notna(row["lesion_id"]):
-            shared = "patient_id" in frame and several[row["lesion_id"]] > 1
+            of_all = frame["lesion_id"] == row["lesion_id"]
+            shared = (
+                "patient_id" in frame
+                and several[row["lesion_id"]] > 1
+                and frame.loc[of_all, "patient_id"].notna().all()
+            )
             mine.add(("lesion", row["lesion_id"], str(row["patient_id"]) if shared else ""))
         keys.append((mine, {row["image"]}))
     keys += [({("image", a), ("image", b)}, set()) for a, b in pairs]
@@ -139,6 +144,13 @@ def test_missing_patient_is_that_of_the_lesion():
     frame = pd.DataFrame({"patient_id": ["P1", np.nan, np.nan], "lesion_id": ["L1", "L1", np.nan]})
     codes = dataset(frame.assign(image=list("abc"), label="nv")).groups("patient")
     assert codes[0] == codes[1] != codes[2]
+
+
+def test_an_image_of_no_patient_joins_all_that_have_its_lesion():
+    frame = pd.DataFrame({"patient_id": ["P1", "P2", np.nan, "P1", "P3"], "lesion_id": ["L1", "L1", "L1", "L2", "L2"]})
+    lesions = dataset(frame.assign(image=list("abcde"), label="nv"))
+    assert lesions.groups("lesion").tolist() == [0, 0, 0, 1, 2]
+    assert lesions.groups("patient").tolist() == [0, 0, 0, 0, 1]
 
 
 def two_images_a_lesion(n=40):

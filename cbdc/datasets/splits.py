@@ -24,7 +24,8 @@ def group_codes(frame: pd.DataFrame, by: str) -> np.ndarray:
     """Int code of the unit of every row, of shape (n,).
 
     An image without an identifier is its own unit, or that of the next finer unit. Some sets number the lesions of each
-    patient anew, so a lesion identifier that several patients have is read within the patient.
+    patient anew, so a lesion identifier that several patients have is read within the patient, unless an image with it
+    has no patient: that may be any of them, and all are one unit.
     """
     if by not in UNITS:
         raise DatasetError(f"by={by!r} is no unit; expected one of {', '.join(map(repr, UNITS))}.")
@@ -172,7 +173,10 @@ def _lesion_codes(frame: pd.DataFrame) -> np.ndarray:
     known = (lesion >= 0) & (patient >= 0)
     pairs = np.unique(np.stack([lesion[known], patient[known]]), axis=1)
     n_patients = np.bincount(pairs[0], minlength=int(lesion.max()) + 1)
-    within = np.where(n_patients[lesion] > 1, patient, -1)  # a missing lesion is given its own code below
+    of_nobody = np.isin(lesion, lesion[patient < 0])  # an image of no patient may be of each: the lesion stays whole
+    within = np.where(
+        (n_patients[lesion] > 1) & ~of_nobody, patient, -1
+    )  # a missing lesion is given its own code below
     codes = np.unique(np.stack([lesion, within]), axis=1, return_inverse=True)[1].reshape(-1).astype(np.int64)
     return _own_code_if_missing(np.where(lesion < 0, -1, codes))
 
