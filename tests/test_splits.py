@@ -236,6 +236,39 @@ def test_check_leakage_names_what_is_shared(left, right, shared):
         check_leakage(a, b)
 
 
+@pytest.mark.parametrize("unit", ["patient_id", "lesion_id"])
+@pytest.mark.parametrize("other", [[1, 5], ["1 ", "5"], [1.0, np.nan], [" 1", ""]])
+def test_check_leakage_compares_identifiers_as_text(unit, other):
+    a = dataset(pd.DataFrame({"image": ["a", "b"], "label": "nv", unit: ["1", "2"]}))
+    b = dataset(pd.DataFrame({"image": ["c", "d"], "label": "nv", unit: other}))
+    with pytest.raises(LeakageError, match=rf": 1 {unit[:-3]}\. "):
+        check_leakage(a, b)
+    check_leakage(a.take([1]), b)
+
+
+def test_check_leakage_knows_a_file_by_any_path_and_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = LesionDataset(["a.jpg", "b.jpg"], ["nv", "nv"])
+    for other in (
+        LesionDataset([tmp_path / "a.jpg"], ["nv"]),
+        LesionDataset(["x/../a.jpg"], ["nv"], frame=pd.DataFrame({"image": ["lesion 7"]})),
+    ):
+        with pytest.raises(LeakageError, match=r": 1 image\. "):
+            check_leakage(plain, other)
+        check_leakage(plain.take([1]), other)
+
+
+def test_check_leakage_compares_pixels_where_there_are_no_names():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    a, b = (LesionDataset(pixels[rows], ["nv"] * 3) for rows in (slice(3), slice(3, 6)))
+    check_leakage(a, b)
+    with pytest.raises(LeakageError, match=r": 2 images\. "):
+        check_leakage(a, LesionDataset(pixels[1:4], ["nv"] * 3))
+    paired = LesionDataset(pixels[:2], ["nv"] * 2, duplicates=[("image_0", "image_1")])
+    with pytest.raises(LeakageError, match=r": 1 duplicate photograph\. "):
+        check_leakage(paired.take([0]), paired.take([1]))
+
+
 def test_check_leakage_knows_duplicates_and_content(tmp_path):
     frame = pd.DataFrame({"image": ["a", "b"], "label": "nv"})
     for name in "ab":

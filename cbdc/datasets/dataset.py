@@ -1,6 +1,7 @@
 """`LesionDataset`: images, labels and what is known of each, in one object that every room takes."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ import pandas as pd
 
 from ..errors import DatasetError, LeakageError
 from ..taxonomy import Taxonomy, get_taxonomy, map_labels, suggestion
-from .splits import UNITS, assign_parts, coarsest_unit, count_straddling, draw_one_per, group_codes, merged_codes
+from .splits import (
+    UNITS,
+    assign_parts,
+    coarsest_unit,
+    count_straddling,
+    draw_one_per,
+    group_codes,
+    joined_codes,
+    merged_codes,
+)
 
 __all__ = ["LesionDataset", "check_leakage"]
 
@@ -323,11 +333,13 @@ class LesionDataset:
 def check_leakage(*datasets: LesionDataset, content: bool = False) -> None:
     """Refuse data sets that share a patient, a lesion or a photograph.
 
+    Images are the same if they have one name or are one file; images in memory without a name, if their pixels are.
+
     Parameters
     ----------
     *datasets : LesionDataset
-        Two or more, for example the parts of a split. Identifiers are compared as they stand; if two sources number
-        their patients alike, give the identifiers a prefix first.
+        Two or more, for example the parts of a split. Identifiers are compared as text; if two sources number their
+        patients alike, give the identifiers a prefix first.
     content : bool, default=False
         Also compare the sha256 of every file (or of the pixels in memory), which reads every image.
 
@@ -347,7 +359,15 @@ def check_leakage(*datasets: LesionDataset, content: bool = False) -> None:
     """
     frame = pd.concat([d.frame for d in datasets], ignore_index=True)
     part = np.repeat(np.arange(len(datasets)), [len(d) for d in datasets])
-    pairs = [pair for d in datasets for pair in d.duplicates]
+    images = [image for d in datasets for image in d.images]
+    for column in {"patient_id", "lesion_id"} & set(frame):
+        frame[column] = frame[column].map(_id_text, na_action="ignore")
+    names = [_name_or_none(image, name) for image, name in zip(images, frame["image"])]
+    places = [_content(i) if name is None else _resolved(i) for i, name in zip(images, names)]
+    same = joined_codes(names, places).astype(str)
+    now = dict(zip(frame["image"], same))
+    pairs = [(now.get(a, a), now.get(b, b)) for d in datasets for a, b in d.duplicates]
+    frame["image"] = same
     shared = {
         unit: count_straddling(group_codes(frame, unit), part)
         for unit in UNITS
@@ -355,7 +375,7 @@ def check_leakage(*datasets: LesionDataset, content: bool = False) -> None:
     }
     shared["duplicate photograph"] = count_straddling(merged_codes(frame, "image", pairs), part) - shared["image"]
     if content:
-        digests = [_content(image) for d in datasets for image in d.images]
+        digests = [_content(image) for image in images]
         shared["identical file"] = count_straddling(pd.factorize(np.array(digests))[0], part)
     found = [f"{n:,} {unit}{'s' if n > 1 else ''}" for unit, n in shared.items() if n > 0]
     if found:
@@ -363,6 +383,22 @@ def check_leakage(*datasets: LesionDataset, content: bool = False) -> None:
             f"{', '.join(d.name for d in datasets)}: shared between data sets: {', '.join(found)}. Fix: split them "
             "together with LesionDataset.split, or drop the shared images from one of them."
         )
+
+
+def _id_text(identifier: Any) -> Any:
+    """The identifier as text: 1, 1.0 (integers beside a missing value), "1" and "1 " are one."""
+    if isinstance(identifier, float) and identifier.is_integer():
+        identifier = int(identifier)
+    return str(identifier).strip() or np.nan
+
+
+def _name_or_none(image: Any, name: str) -> str | None:
+    """The image's name, or None for one that only counts the images in memory of its own data set."""
+    return None if isinstance(image, np.ndarray) and re.fullmatch(r"image_\d+", name) else name
+
+
+def _resolved(image: Any) -> str | None:
+    return str(image.resolve()) if isinstance(image, Path) else None
 
 
 def _content(image: Any) -> str:

@@ -10,7 +10,16 @@ from sklearn.utils import check_random_state
 
 from ..errors import DatasetError
 
-__all__ = ["UNITS", "assign_parts", "coarsest_unit", "count_straddling", "draw_one_per", "group_codes", "merged_codes"]
+__all__ = [
+    "UNITS",
+    "assign_parts",
+    "coarsest_unit",
+    "count_straddling",
+    "draw_one_per",
+    "group_codes",
+    "joined_codes",
+    "merged_codes",
+]
 
 UNITS = ("patient", "lesion", "image")  # coarsest first
 
@@ -54,6 +63,12 @@ def merged_codes(frame: pd.DataFrame, by: str, pairs: Iterable[tuple[str, str]])
     first_row[image[::-1]] = np.arange(len(image))[::-1]
     links = (first_row[left[known]], first_row[right[known]])
     return _components(group_codes(frame, by), image, links=links)
+
+
+def joined_codes(*keys: Sequence[str | None]) -> np.ndarray:
+    """Int code of every row, of shape (n,), equal for rows that hang together by a key; None is no key."""
+    codes = [pd.factorize(np.array(key, dtype=object))[0].astype(np.int64) for key in keys]
+    return _components(*map(_own_code_if_missing, codes))
 
 
 def count_straddling(codes: np.ndarray, part: np.ndarray) -> int:
