@@ -28,7 +28,7 @@ from cbdc import ConformalClassifier
 from cbdc import metrics as m
 from cbdc.conformal import SCORES, CalibrationScores, least_n
 from cbdc.conformal.thresholds import round_up
-from cbdc.errors import CalibrationSizeWarning
+from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 # --- thresholds
 
@@ -413,6 +413,22 @@ def test_out_of_order_calls_are_named(iris):
 def test_parameters_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ConformalClassifier(**options).conformalize(GOOD, LABELS)
+
+
+@pytest.mark.parametrize("level", [1e-10, 1 - 1e-10])
+def test_levels_that_round_to_0_or_1_are_refused_everywhere(level):
+    clf = ConformalClassifier().conformalize(GOOD, LABELS)
+    calls = [
+        lambda: least_n(level),
+        lambda: clf.predict_set(GOOD, level),
+        lambda: clf.thresholds(level),
+        lambda: clf.guarantee(level),
+        lambda: ConformalClassifier(confidence_level=level).fit(GOOD),
+        lambda: ConformalClassifier(confidence_level=level).conformalize(GOOD, LABELS),
+    ]
+    for call in calls:
+        with pytest.raises(ParameterError, match="nine digits"):
+            call()
 
 
 def test_an_estimator_without_probabilities_is_refused(iris):

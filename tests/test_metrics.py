@@ -13,6 +13,7 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 
 from cbdc import metrics as m
+from cbdc.errors import ParameterError
 
 
 @st.composite
@@ -165,6 +166,18 @@ def test_rank_is_that_of_integers(n, percent):
 def test_level_outside_its_range_is_an_error(level):
     with pytest.raises(ValueError, match="confidence_level"):
         m.conformal_rank(10, level)
+
+
+@pytest.mark.parametrize("level", [1 - 1e-10, 1e-10, 5e-324, math.nextafter(1, 0)])
+def test_level_that_is_0_or_1_to_nine_digits_is_an_error(level):
+    for call in (m.exact_level, lambda a: m.conformal_rank(10, a), lambda a: m.coverage_band(10, 10, a)):
+        with pytest.raises(ParameterError, match=r"confidence_level: got .*, which is [01] to nine digits"):
+            call(level)
+
+
+@pytest.mark.parametrize(("level", "rank"), [(1e-9, 1), (1 - 1e-9, 11)])
+def test_rank_at_the_last_levels_allowed(level, rank):
+    assert m.conformal_rank(10, level) == rank
 
 
 @given(n=st.integers(9, 300), n_test=st.integers(1, 300), probability=st.sampled_from([0.5, 0.9, 0.99]))

@@ -13,9 +13,10 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..errors import CalibrationSizeWarning
-from ..metrics import check_codes, check_probabilities
+from ..errors import CalibrationSizeWarning, ParameterError
+from ..metrics import check_codes, check_probabilities, exact_level
 from ._codes import check_groups, group_codes, label_codes
+from ._state import check_document, check_groups_of, check_scores
 from ._words import describe_guarantee, describe_small_conditions
 from .scores import SCORES, score_all, score_labels, sets_from
 from .thresholds import CalibrationScores, round_up
@@ -167,7 +168,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         ConformalClassifier
             Itself, not calibrated: scores of an earlier `conformalize` are dropped.
         """
-        self._validate_params()
+        self._check_parameters()
         self.__dict__.pop("calibration_", None)
         if self.estimator is None:
             self._adopt_columns(X)
@@ -200,7 +201,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         CalibrationSizeWarning
             If a class or group has too few cases for a finite threshold at `confidence_level`.
         """
-        self._validate_params()
+        self._check_parameters()
         self.__dict__.pop("calibration_", None)  # should this fail, no old scores are left beside new settings
         if self.estimator is None:
             self._adopt_columns(X)
@@ -340,25 +341,31 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the estimator has another number of classes.
+            If the estimator has another number of classes, or the state is not one that `get_state` gives: an unknown
+            score, a missing number, counts that do not fit the scores, scores out of order.
         """
+        check_document(document)
         names = ("score", "condition_on", "randomized", "confidence_level")
         found = cls(estimator, prefit=estimator is not None, **{name: document[name] for name in names})
         if estimator is None:
             found._adopt_columns(np.empty((1, document["n_classes"])))
         else:
             found._adopt(estimator)
-        if len(found.classes_) != document["n_classes"]:
-            raise ValueError(
-                f"estimator: it has {len(found.classes_)} classes, but {document['n_classes']} were calibrated."
-            )
+        n_classes = len(found.classes_)
+        if n_classes != document["n_classes"]:
+            raise ParameterError(f"estimator: it has {n_classes} classes, but {document['n_classes']} were calibrated.")
+        if document["log"] and not found._log:
+            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
         found._freeze()
         found._log, found.seed_ = document["log"], document["seed"]
-        found.groups_ = None
-        if "groups" in document:
-            found.groups_ = np.array(document["groups"], dtype=document["groups_dtype"])
-        found.calibration_ = CalibrationScores(arrays["scores"], arrays["counts"])
+        found.groups_ = check_groups_of(document)
+        shape = (1 if found.groups_ is None else len(found.groups_), n_classes if found._by_class else 1)
+        found.calibration_ = check_scores(arrays, shape, log=found._log)
         return found
+
+    def _check_parameters(self) -> None:
+        self._validate_params()
+        exact_level(self.confidence_level)
 
     def _adopt(self, estimator: Any) -> None:
         """Take over a fitted estimator."""

@@ -3,11 +3,10 @@
 import dataclasses
 import functools
 import math
-from fractions import Fraction
 
 import numpy as np
 
-from ..metrics import conformal_rank
+from ..metrics import conformal_rank, exact_level
 
 __all__ = ["CalibrationScores", "least_n"]
 
@@ -24,7 +23,7 @@ def least_n(confidence_level: float) -> int:
     >>> least_n(0.9), least_n(0.95), least_n(0.99)
     (9, 19, 99)
     """
-    level = Fraction(float(confidence_level)).limit_denominator(10**9)
+    level = exact_level(confidence_level)
     return math.ceil(level / (1 - level))
 
 

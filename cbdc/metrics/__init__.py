@@ -1,6 +1,6 @@
 """Figures of merit for prediction sets and probabilities, each with the exact law of its noise where one is known."""
 
-from .bands import clopper_pearson, cluster_interval, conformal_rank, coverage_band, design_effect
+from .bands import clopper_pearson, cluster_interval, conformal_rank, coverage_band, design_effect, exact_level
 from .calibration import (
     classwise_ece,
     ece_noise_floor,
@@ -48,6 +48,7 @@ __all__ = [
     "design_effect",
     "ece_noise_floor",
     "empty_rate",
+    "exact_level",
     "expected_calibration_error",
     "mean_set_size",
     "negative_log_likelihood",

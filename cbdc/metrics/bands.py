@@ -10,7 +10,30 @@ from scipy import signal, special, stats
 
 from ..errors import ParameterError
 
-__all__ = ["clopper_pearson", "cluster_interval", "conformal_rank", "coverage_band", "design_effect"]
+__all__ = ["clopper_pearson", "cluster_interval", "conformal_rank", "coverage_band", "design_effect", "exact_level"]
+
+
+def exact_level(confidence_level: float) -> Fraction:
+    """The nearest fraction with a denominator up to 10**9: 0.9 means 9/10, which no float is.
+
+    Raises
+    ------
+    ParameterError
+        If the level, or that fraction, is not strictly between 0 and 1.
+
+    Examples
+    --------
+    >>> exact_level(0.9), 1 - exact_level(0.9)
+    (Fraction(9, 10), Fraction(1, 10))
+    """
+    _check_share(confidence_level, "confidence_level")
+    level = Fraction(float(confidence_level)).limit_denominator(10**9)
+    if not 0 < level < 1:
+        raise ParameterError(
+            f"confidence_level: got {confidence_level!r}, which is {level} to nine digits; expected a number strictly "
+            "between 0 and 1, for example 0.9."
+        )
+    return level
 
 
 def conformal_rank(n: int, confidence_level: float) -> int:
@@ -23,8 +46,8 @@ def conformal_rank(n: int, confidence_level: float) -> int:
     n : int
         Number of calibration cases.
     confidence_level : float
-        Between 0 and 1, exclusive. A float stands for the nearest fraction with a denominator up to 10**9, so that
-        0.9 means 9/10, whose product with 10 is 9 and not a hair more.
+        Between 0 and 1, exclusive. A float stands for its `exact_level`, so that 0.9 means 9/10, whose product with 10
+        is 9 and not a hair more.
 
     Returns
     -------
@@ -34,18 +57,17 @@ def conformal_rank(n: int, confidence_level: float) -> int:
     Raises
     ------
     ValueError
-        If the level is not strictly between 0 and 1, or n is negative.
+        If the level is not strictly between 0 and 1, to nine digits, or n is negative.
 
     Examples
     --------
     >>> conformal_rank(9, 0.9), conformal_rank(8, 0.9)
     (9, 9)
     """
-    _check_share(confidence_level, "confidence_level")
+    level = exact_level(confidence_level)
     if n < 0:
         raise ValueError(f"n: got {n} calibration cases; expected 0 or more.")
-    rank = math.ceil((int(n) + 1) * Fraction(float(confidence_level)).limit_denominator(10**9))
-    return min(max(rank, 1), int(n) + 1)
+    return math.ceil((int(n) + 1) * level)
 
 
 def coverage_band(
@@ -93,7 +115,7 @@ def coverage_band(
     >>> print(f"{low:.3f} {high:.3f}")
     0.875 0.923
     """
-    _check_share(confidence_level, "confidence_level")
+    exact_level(confidence_level)
     _check_share(probability, "probability")
     cells = [np.atleast_1d(np.asarray(n)) for n in (n_calibration, n_test)]
     if cells[0].shape != cells[1].shape or cells[0].ndim != 1:
