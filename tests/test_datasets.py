@@ -280,6 +280,15 @@ def test_official_layout(tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("layout", ["folder", "csv"])
+def test_your_own_data_set_goes_by_its_folder(tmp_path, monkeypatch, layout):
+    (tmp_path / "clinic").mkdir()
+    monkeypatch.chdir(write(tmp_path / "clinic", LAYOUTS[layout][0]))
+    lesions = load_dataset(layout, ".")
+    assert lesions.name == "clinic"
+    assert lesions.taxonomy.name == layout
+
+
 def test_every_layout_has_a_test():
     assert set(DATASETS) == {*LAYOUTS, "medmnist"}
 

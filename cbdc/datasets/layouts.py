@@ -123,12 +123,12 @@ def _assemble(name: str, root: Path, manifest: _Manifest, missing: str) -> Lesio
             f"{name}: dropped {int(absent.sum()):,} of {len(table):,} rows without an image file.", stacklevel=3
         )
     frame = table.assign(image=names)[is_path]
-    taxonomy = manifest.taxonomy
+    taxonomy = manifest.taxonomy or Taxonomy.flat(sorted(set(frame["label"])), name=name)
     return LesionDataset(
         found[is_path].tolist(),
         frame["label"].tolist(),
-        name=name,
-        classes=taxonomy.leaves if taxonomy else None,
+        name=root.resolve().name or name if name in ("folder", "csv") else name,  # your own sets go by their folder
+        classes=taxonomy.leaves,
         frame=frame,
         taxonomy=taxonomy,
         duplicates=manifest.duplicates,
