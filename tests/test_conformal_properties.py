@@ -1,6 +1,7 @@
 """Conformal sets: the properties that every score, condition and level must have."""
 
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -159,7 +160,11 @@ def test_blocks_do_not_show(options, monkeypatch):
     monkeypatch.setattr("cbdc.conformal.classifier._CELLS_RANKED", 44)
     clf = conformalized(P[:250], y[:250], **options)
     np.testing.assert_array_equal(clf.predict_set(P[250:]), whole)
-    np.testing.assert_array_equal(clf.p_values(P[250:]) > 0.1 + 1e-12, whole)
+    np.testing.assert_array_equal(clf.p_values(P[250:]) > 0.1, whole)
+
+
+def exact(level):
+    return Fraction(level).limit_denominator(1000)
 
 
 # --- property 4: sets are nested in the level, and p-values say the same
@@ -183,9 +188,19 @@ def test_p_values_give_the_sets(options, condition, seed, n, coarse, narrow):
     smaller = np.zeros_like(p_values, dtype=bool)
     for level in (0.01, 0.25, 0.5, 2 / 3, 0.75, 0.8, 0.9, 0.95, 0.99):
         sets = predict(clf, test, level, groups=groups)
-        np.testing.assert_array_equal(sets, p_values > 1 - level + 1e-12)
+        np.testing.assert_array_equal(sets, p_values > float(1 - exact(level)))
         assert (smaller <= sets).all()
         smaller = sets
+
+
+def test_a_p_value_of_exactly_alpha_is_outside():
+    """1 of 10 cases, at level 0.9: the float 1 - 0.9 is less than the p-value, and would take it in."""
+    P = np.array([[0.9, 0.1]] * 9 + [[0.5, 0.5]])
+    clf = ConformalClassifier(confidence_level=0.9).conformalize(P[:9], np.zeros(9, dtype=int))
+    p_value = clf.p_values(P[9:])[0, 0]
+    assert p_value > 1 - 0.9
+    assert not p_value > float(1 - m.exact_level(0.9))
+    assert not clf.predict_set(P[9:])[0, 0]
 
 
 # --- permutations

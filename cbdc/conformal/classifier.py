@@ -49,7 +49,8 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         Level of the sets; `predict_set` may be asked another.
     randomized : bool, default=True
         Whether "aps" draws a uniform number for each case, from its probabilities and the seed. It makes the sets
-        smaller and removes the ties. Without effect on "lac".
+        smaller and removes ties, but only between rows of probabilities that differ: the number is a fixed function
+        of the row, so that equal rows tie. Without effect on "lac".
     prefit : bool, default=False
         The estimator is already fitted, and used as it is.
     random_state : int, RandomState instance or None, default=None
@@ -271,8 +272,10 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
         """Conformal p-value of every label: the share of calibration cases, the new one too, that conform no better.
 
-        A label is in the set at a level exactly if its p-value exceeds 1 - level. If the label is the true one, then
-        P(p-value <= a) <= a for every a, over the draw of the calibration cases and the new one.
+        A label is in the set at a level exactly if its p-value exceeds alpha = 1 - level, taken exactly: at 0.9 that is
+        0.1, where the float ``1 - 0.9`` is less, and would let a p-value of 1/10 pass. For any level it is
+        ``float(1 - cbdc.metrics.exact_level(level))``. If the label is the true one, then P(p-value <= a) <= a for
+        every a, over the draw of the calibration cases and the new one.
 
         Parameters
         ----------
