@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import cbdc
+from experiments.tables import tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("theory/**/*.md")])
@@ -46,3 +47,13 @@ def test_public_names_are_documented(name):
 def test_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         cbdc.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(("page", "table"), tables().items())
+def test_tables_are_those_of_the_results(page, table):
+    assert table in (ROOT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_placeholder_is_left(page):
+    assert re.findall(r"^[A-Z0-9]+(?:_[A-Z0-9]+)+$", page.read_text(encoding="utf-8"), flags=re.MULTILINE) == []

@@ -33,7 +33,7 @@ def describe_guarantee(
             bands.append(f"{name or 'all'} (n = {n}): {low:.3f} to {high:.3f}")
     more = f"; {len(cells) - _LISTED} more have more cases" if len(cells) > _LISTED else ""
     return (
-        f"If this case and the {int(counts.sum())} calibration cases are exchangeable (independent lesions of the same "
+        f"If this case and the {int(counts.sum())} calibration cases are exchangeable (independent cases of the same "
         f"population, none of them trained on), the set holds the true class with probability at least "
         f"{confidence_level:g} {among}. With these calibration cases the coverage in the long run lies, with "
         f"probability 0.9, within: {'; '.join(bands)}{more}. It is no statement about a single case."
