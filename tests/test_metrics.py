@@ -267,6 +267,45 @@ def test_cluster_interval_covers_at_its_level():
     assert naive < stats.binom.ppf(1e-4, runs, 0.93)
 
 
+@given(sizes=st.lists(st.integers(1, 60), min_size=2, max_size=12), level=st.sampled_from([0.5, 0.9, 0.95]))
+def test_clusters_all_alike_count_by_kish(sizes, level):
+    """All covered: the lower end is the tail to the power of one over the effective number of clusters."""
+    kish = sum(sizes) ** 2 / sum(size**2 for size in sizes)
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    low, high = m.cluster_interval(np.ones(len(groups)), groups, level)
+    assert high == 1
+    assert math.isclose(low, ((1 - level) / 2) ** (1 / kish), rel_tol=1e-9)
+    assert low <= (((1 - level) / 2) ** (1 / len(sizes))) * (1 + 1e-9)
+    np.testing.assert_allclose(m.cluster_interval(np.zeros(len(groups)), groups, level), (0, 1 - low), atol=1e-9)
+
+
+def test_cluster_interval_golden():
+    """Sizes 8 and 2: Kish's number is 100 / 68. Mixed: sizes 4, 1, 1 make it 2, so one degree of freedom."""
+    low, high = m.cluster_interval(np.ones(10), np.repeat([0, 1], [8, 2]))
+    assert math.isclose(low, 0.025**0.68)
+    assert high == 1
+    values, groups = [1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 1, 2]
+    totals = [3 - 4 * 2 / 3, 1 - 2 / 3, -2 / 3]
+    variance = 3 / 2 * sum(t**2 for t in totals) / 36
+    effective = (2 / 9) / variance * (stats.t.ppf(0.975, 5) / np.tan(0.475 * np.pi)) ** 2
+    np.testing.assert_allclose(
+        m.cluster_interval(values, groups), m.clopper_pearson(2 / 3 * effective, effective), rtol=1e-9
+    )
+    assert m.cluster_interval([*[1] * 10**6, 0], [*[0] * 10**6, 1]) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_cluster_interval_covers_where_one_patient_has_most_images():
+    """Images of a patient alike, 60 of one and one each of 20 others."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([60] + [1] * 20)
+    patients = np.repeat(np.arange(21), sizes)
+    runs, covered = 1000, 0
+    for _ in range(runs):
+        low, high = m.cluster_interval(np.repeat(rng.random(21) < 0.9, sizes), patients)
+        covered += low <= 0.9 <= high
+    assert covered >= stats.binom.ppf(1e-4, runs, 0.95)
+
+
 def test_one_cluster_says_nothing():
     assert np.isnan(m.cluster_interval([1, 0, 1], [7, 7, 7])).all()
     assert math.isnan(m.design_effect([1, 0, 1], [7, 7, 7]))

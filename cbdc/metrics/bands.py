@@ -101,9 +101,10 @@ def coverage_band(
 
     Notes
     -----
-    **Guarantee.** Assumption: calibration and test cases are exchangeable and their scores have no ties (randomised
-    APS, or continuous scores). With ties the coverage is stochastically larger, and only the lower end holds. Images of
-    one lesion break it: count lesions.
+    **Guarantee.** Assumption: calibration and test cases are exchangeable and their scores have no ties: continuous
+    ones, or randomised APS where all rows of probabilities differ (its number is a fixed function of the row, so that
+    equal rows tie). With ties the coverage is stochastically larger, and only the lower end holds. Images of one lesion
+    break it: count lesions.
 
     References
     ----------
@@ -180,10 +181,11 @@ def clopper_pearson(k: ArrayLike, n: ArrayLike, confidence_level: float = 0.95) 
 
 
 def cluster_interval(values: ArrayLike, groups: ArrayLike, confidence_level: float = 0.95) -> tuple[float, float]:
-    """Interval for a rate over cases that come in clusters: the images of a lesion, the lesions of a patient.
+    """Approximate interval for a rate over cases in clusters: the images of a lesion, the lesions of a patient.
 
-    Clopper-Pearson at the effective sample size that the spread between clusters leaves (Korn and Graubard). Where the
-    cases are all alike the effective size is the number of clusters.
+    Clopper-Pearson at the effective sample size that the spread between clusters leaves (Korn and Graubard), the number
+    of clusters being Kish's effective one, ``(sum of sizes)**2 / sum of squared sizes``: one large cluster among small
+    ones counts for little more than itself. Where the clusters do not differ the effective size is that number.
 
     Parameters
     ----------
@@ -206,7 +208,7 @@ def cluster_interval(values: ArrayLike, groups: ArrayLike, confidence_level: flo
     References
     ----------
     Korn and Graubard, *Confidence intervals for proportions with small expected number of positive counts estimated
-    from survey data*, Survey Methodology 24, 1998.
+    from survey data*, Survey Methodology 24, 1998. Kish, *Survey Sampling*, 1965.
 
     Examples
     --------
@@ -214,7 +216,7 @@ def cluster_interval(values: ArrayLike, groups: ArrayLike, confidence_level: flo
     >>> lesion = [0, 0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 6]
     >>> low, high = cluster_interval(covered, lesion)
     >>> print(f"{low:.2f} {high:.2f}")
-    0.23 0.99
+    0.21 0.99
     """
     _check_share(confidence_level, "confidence_level")
     values, codes = _check_clusters(values, groups)
@@ -224,12 +226,15 @@ def cluster_interval(values: ArrayLike, groups: ArrayLike, confidence_level: flo
     if n_clusters < 2:
         return math.nan, math.nan
     rate, variance = values.mean(), _cluster_variance(values, codes)
+    kish = min(n_clusters, n**2 / np.sum(np.bincount(codes) ** 2))
     if variance > 0:
         tail = (1 + confidence_level) / 2
-        effective = rate * (1 - rate) / variance * (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, n_clusters - 1)) ** 2
+        effective = rate * (1 - rate) / variance * (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, kish - 1)) ** 2
         effective = min(n, effective)
     else:
-        effective = n_clusters
+        effective = kish
+    if not effective > 0:  # next to all cases are in one cluster
+        return 0.0, 1.0
     low, high = clopper_pearson(rate * effective, effective, confidence_level)
     return float(low), float(high)
 
