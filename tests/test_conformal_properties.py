@@ -311,6 +311,15 @@ def test_randomised_sets_repeat_and_follow_their_seed():
     assert (sets(1) != sets(2)).any()
 
 
+def test_equal_rows_tie_even_when_randomised_and_ties_only_add():
+    """Rows all equal, labels of the top class: one score, so that coverage is 1, above its band."""
+    P = np.full((200, 3), [0.6, 0.3, 0.1])
+    clf = conformalized(P, np.zeros(200, dtype=int), score="aps", randomized=True)
+    assert len(set(clf.calibration_.scores)) == 1
+    assert clf.predict_set(P)[:, 0].all()
+    assert m.coverage_band(200, 200, 0.9)[1] < 1
+
+
 def test_lac_keeps_empty_sets():
     P = np.array([[0.9, 0.1]] * 20)
     clf = ConformalClassifier(confidence_level=0.5).conformalize(P, np.zeros(20, dtype=int))
