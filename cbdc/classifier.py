@@ -216,6 +216,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             If an image cannot be used.
         """
         check_is_fitted(self, "head_")
+        self.__dict__.pop("conformal_", None)  # should this one fail, the old thresholds are not taken for its own
         provenance = _provenance(X, y)
         if isinstance(X, LesionDataset):
             self.check_unseen(X, parts=("training",))
@@ -526,7 +527,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 
     def _groups(self, X: Any, groups: Any) -> np.ndarray | None:
         """The groups given, or the data set's column `group_by`; None where the condition needs none."""
-        if self.condition_on not in ("group", "class_and_group"):
+        condition = self.conformal_.condition_on_ if hasattr(self, "conformal_") else self.condition_on
+        if condition not in ("group", "class_and_group"):
             return None
         if groups is None and isinstance(X, LesionDataset) and self.group_by is not None:
             if self.group_by not in X.frame.columns:
