@@ -236,14 +236,14 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             if groups is not None:
                 groups = groups[pd.Index(whole.frame["image"]).get_indexer(X.frame["image"])]
             provenance |= {"unit": unit, "n_units": len(X)}
-            self._seen["calibration"] = whole
+            self._seen = self._seen | {"calibration": whole}
         elif unit not in (None, "image"):
             raise ParameterError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
         images, labels = _images_and_labels(X, y)
         embeddings = self.embedder_.transform(images)
         conformal = self._make_conformal(self.head_).fit(embeddings, labels)
         self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups))
-        self.provenance_["calibration"] = provenance
+        self.provenance_ = self.provenance_ | {"calibration": provenance}
         return self
 
     def check_unseen(self, X: LesionDataset, *, parts: Sequence[str] = ("training", "calibration")) -> None:
