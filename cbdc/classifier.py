@@ -184,7 +184,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self.provenance_ = {"training": _provenance(X, labels)}
         self._seen = {"training": X} if isinstance(X, LesionDataset) else {}
-        self.__dict__.pop("conformal_", None)  # thresholds of an earlier fit are worth nothing now
+        for name in ("conformal_", "notes_"):  # of an earlier fit: worth nothing now
+            self.__dict__.pop(name, None)
         return self
 
     def conformalize(self, X: Any, y: Any = None, *, groups: Any = None, unit: str | None = None) -> "CBDCClassifier":
@@ -218,6 +219,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         self.__dict__.pop("conformal_", None)  # should this one fail, the old thresholds are not taken for its own
         provenance = _provenance(X, y)
+        seen: dict[str, LesionDataset] = {}
         if isinstance(X, LesionDataset):
             self.check_unseen(X, parts=("training",))
             if X.synthetic and not self.provenance_["training"].get("synthetic"):
@@ -236,7 +238,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             if groups is not None:
                 groups = groups[pd.Index(whole.frame["image"]).get_indexer(X.frame["image"])]
             provenance |= {"unit": unit, "n_units": len(X)}
-            self._seen = self._seen | {"calibration": whole}
+            seen = {"calibration": whole}
         elif unit not in (None, "image"):
             raise ParameterError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
         images, labels = _images_and_labels(X, y)
@@ -244,6 +246,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         conformal = self._make_conformal(self.head_).fit(embeddings, labels)
         self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups))
         self.provenance_ = self.provenance_ | {"calibration": provenance}
+        self._seen = {part: data for part, data in self._seen.items() if part == "training"} | seen
         return self
 
     def check_unseen(self, X: LesionDataset, *, parts: Sequence[str] = ("training", "calibration")) -> None:
@@ -332,7 +335,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         images = [X] if single else list(X.images if isinstance(X, LesionDataset) else X)
         groups = self._groups(X, [groups] if single and groups is not None else groups)
         if groups is not None and len(groups) != len(images):
-            raise ValueError(f"groups: got {len(groups)} for {len(images)} images; give one for each image.")
+            raise ParameterError(f"groups: got {len(groups)} for {len(images)} images; give one for each image.")
         rows: list[Diagnosis] = []
         for start in range(0, len(images), _DIAGNOSE_BATCH):
             batch = slice(start, start + _DIAGNOSE_BATCH)

@@ -36,6 +36,18 @@ class Diagnosis:
         Full English name of each class.
     malignant : dict of str to bool or None
         Whether each class is malignant; None where the taxonomy does not say.
+
+    See Also
+    --------
+    cbdc.CBDCClassifier.diagnose : Makes them, and states the guarantee.
+
+    Examples
+    --------
+    >>> from cbdc import Diagnosis
+    >>> print(Diagnosis("a.png", "refused", reason="empty file"))
+    a.png: refused. empty file
+    >>> Diagnosis("a.png", "refused", reason="empty file").to_dict()["entropy"] is None
+    True
     """
 
     image: str

@@ -100,7 +100,15 @@ def read_modelfile(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, A
     Raises
     ------
     ModelFileError
-        If the file is missing, truncated, changed by a single bit, not of this format, or newer than this library.
+        If the file is missing, truncated, changed by a single bit, not of this format, or newer than this library. The
+        sha256 finds damage; it is no signature, and does not prove who wrote the file.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = write_modelfile(tempfile.mkdtemp() + "/m.cbdc", {"w": np.zeros(2)}, {"a": 1})
+    >>> read_modelfile(path)
+    ({'w': array([0., 0.])}, {'a': 1})
     """
     path = Path(path)
     if not path.is_file():

@@ -128,6 +128,16 @@ def test_what_the_model_was_made_from_is_no_test_data(parts, fitted, saved, cach
         loaded.conformalize(train)
 
 
+def test_a_new_fit_forgets_what_the_loaded_model_was_made_from(parts, saved, cache):
+    loaded = CBDCClassifier.load(saved, cache_dir=cache)
+    loaded.notes_ = {"fingerprint": parts[0].fingerprint}
+    with pytest.raises(LeakageError, match="whole data"):
+        loaded.check_unseen(parts[0], parts=())
+    loaded.fit(parts[1]).check_unseen(parts[0])
+    with pytest.raises(LeakageError):
+        loaded.check_unseen(parts[1])
+
+
 def test_score_is_accuracy_and_slips_are_told_before_the_work(parts, fitted):
     test = parts[2]
     assert fitted.score(test) == fitted.score(test.images, test.labels) == np.mean(fitted.predict(test) == test.labels)
