@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
-from cbdc.conformal import content_uniform, score_all, score_labels, sets_from
+from cbdc.conformal.scores import content_uniform, score_all, score_labels, sets_from
 from cbdc.errors import CalibrationSizeWarning
 
 CONDITIONS = (None, "class", "group", "class_and_group")

@@ -1,7 +1,7 @@
 """Conformal prediction sets over any classifier: scores, thresholds, and the meta-estimator that joins them."""
 
 from .classifier import ConformalClassifier
-from .scores import SCORES, aps, content_uniform, lac, score_all, score_labels, sets_from
+from .scores import SCORES, aps, content_uniform, lac
 from .thresholds import CalibrationScores, least_n
 
 __all__ = [
@@ -12,7 +12,4 @@ __all__ = [
     "content_uniform",
     "lac",
     "least_n",
-    "score_all",
-    "score_labels",
-    "sets_from",
 ]
