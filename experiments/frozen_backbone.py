@@ -5,12 +5,11 @@ HAM10000 is split 60/20/20 by lesion. Discrimination and calibration are compare
 counted over `--splits` splits with one image of each lesion in calibration and test, beside the exact Beta-binomial
 band. PH2, whole, is the external test: its common and atypical nevi count as nv, its melanomas as mel.
 
-    python experiments/frozen_backbone.py --root DATA --cache .cache --out experiments/results/frozen_backbone.json
+    python -m experiments.frozen_backbone --root DATA --cache .cache --out experiments/results/frozen_backbone.json
 """
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -18,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-import cbdc
 from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, LesionDataset, load_dataset, make_lesions
 from cbdc import metrics as m
+from experiments.record import write_results
 
 LEVEL = 0.9
 CONDITIONS = {"marginal": None, "class-conditional": "class"}
@@ -66,19 +64,9 @@ def main() -> None:
         results["coverage"].append(run.coverage())
         print(json.dumps(results["coverage"][-1]), flush=True)
     results["summary"] = summary(results)
-    results["about"] = {
-        "command": "python experiments/frozen_backbone.py" + (" --quick" if arguments.quick else " --root DATA"),
-        "data": {d.name: {"n": len(d), "fingerprint": d.fingerprint} for d in (data, external) if d is not None},
-        "weights_and_preprocessing": embedder.fingerprint_,
-        "versions": {
-            "cbdc": cbdc.__version__,
-            "numpy": np.__version__,
-            "scikit-learn": sklearn.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results["weights_and_preprocessing"] = embedder.fingerprint_
+    command = "python -m experiments.frozen_backbone" + (" --quick" if arguments.quick else " --root DATA")
+    write_results(arguments.out, results, command=command, data=[d for d in (data, external) if d is not None])
     print(json.dumps(results["summary"], indent=1))
 
 
@@ -193,6 +181,62 @@ class Run:
                 f"set_size_{name}": sets.sum(axis=1).mean(),
             }
         return {key: float(value) for key, value in found.items()}
+
+
+FIGURES = {
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "ece": "ECE",
+    "nll": "NLL",
+    "set_size_marginal": "set size, marginal",
+    "set_size_class-conditional": "set size, class-conditional",
+}
+LABELS = {
+    "laplace": "`LaplaceHead()`",
+    "laplace_no_mean_correction": "`LaplaceHead(mean_correction=False)`",
+    "laplace_standardize": "`LaplaceHead(standardize=True)`",
+    "logistic": "logistic regression, each feature standardised",
+    "logistic_one_scale": "logistic regression, one scale",
+}
+
+
+def heads_table(summary: dict[str, Any], models: list[str]) -> str:
+    """Mean over the seeds, with the least and the largest below it."""
+    rows = [f"| {label} | " + " | ".join(_cell(summary[m][f], f) for f in FIGURES) + " |" for m, label in _of(models)]
+    return "\n".join([f"| | {' | '.join(FIGURES.values())} |", "|---" * (len(FIGURES) + 1) + "|", *rows])
+
+
+def coverage_table(summary: dict[str, Any]) -> str:
+    classes = list(summary["marginal"]["mean_coverage_by_class"])
+    rows = [
+        f"| {name} | {summary[name]['mean_coverage']:.3f} | "
+        f"{summary[name]['inside_the_95%_band']} of {summary[name]['splits']} | "
+        + " | ".join(f"{summary[name]['mean_coverage_by_class'][c]:.2f}" for c in classes)
+        + " |"
+        for name in ("marginal", "class-conditional")
+    ]
+    head = f"| guarantee | coverage | splits inside the 95% band | {' | '.join(classes)} |"
+    return "\n".join([head, "|---" * (len(classes) + 3) + "|", *rows])
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Name of the page to the table on it."""
+    summary = results["summary"]
+    return {
+        "README.md": heads_table(summary, ["laplace", "logistic"]),
+        "docs/conformal.md": coverage_table(summary),
+        "docs/heads.md": heads_table(summary, list(LABELS)),
+    }
+
+
+def _of(models: list[str]) -> list[tuple[str, str]]:
+    return [(name, LABELS[name]) for name in models]
+
+
+def _cell(values: list[float], figure: str) -> str:
+    digits = 2 if figure.startswith("set_size") else 3
+    mean, low, high = (f"{value:.{digits}f}" for value in values)
+    return f"{mean} ({low}-{high})"
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_comparing_in_float32_is_comparing_exactly(threshold):
 
 
 def test_the_calibration_table_is_sorted_by_condition():
-    calibration = CalibrationScores.from_cases(np.array([3.0, 1, 2, 0]), np.array([1, 0, 1, 3]), (2, 2), log=True)
+    calibration = CalibrationScores.from_cases(np.array([3.0, 1, 2, 0]), np.array([1, 0, 1, 3]), (2, 2))
     np.testing.assert_allclose(calibration.scores, [1, 2, 3, 0], atol=1e-6)
     np.testing.assert_array_equal(calibration.counts, [[1, 2], [0, 1]])
     np.testing.assert_array_equal(calibration.offsets, [[0, 1], [3, 3]])

@@ -49,7 +49,9 @@ def test_unknown_public_name_is_an_attribute_error():
         cbdc.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize(("page", "table"), tables().items())
+@pytest.mark.parametrize(
+    ("page", "table"), list(tables()), ids=lambda value: value if value.endswith(".md") else "table"
+)
 def test_tables_are_those_of_the_results(page, table):
     assert table in (ROOT / page).read_text(encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Conformal prediction sets over any classifier: scores, thresholds, and the meta-estimator that joins them."""
 
+from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
 from .scores import SCORES, aps, content_uniform, lac
 from .thresholds import CalibrationScores, least_n
@@ -7,6 +8,8 @@ from .thresholds import CalibrationScores, least_n
 __all__ = [
     "SCORES",
     "CalibrationScores",
+    "Certificate",
+    "Condition",
     "ConformalClassifier",
     "aps",
     "content_uniform",

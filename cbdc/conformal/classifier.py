@@ -1,33 +1,26 @@
 """`ConformalClassifier`: prediction sets with a coverage guarantee over any classifier."""
 
 import warnings
-from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_random_state, get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import CalibrationSizeWarning, ParameterError
-from ..metrics import check_codes, check_probabilities, exact_level
-from ._codes import check_groups, group_codes, label_codes
+from ..metrics import exact_level
+from ._base import ScoringClassifier
+from ._codes import check_groups, group_codes
 from ._state import check_document, check_groups_of, check_scores
 from ._words import describe_guarantee, describe_small_conditions
-from .scores import SCORES, score_all, score_labels, sets_from
+from .scores import relaxed
 from .thresholds import CalibrationScores, round_up
 
 __all__ = ["ConformalClassifier"]
 
-# Cells scored at once: few enough for what a ranked score makes on the way to stay in the cache
-_CELLS_RANKED, _CELLS = 2**15, 2**19
 
-
-class ConformalClassifier(ClassifierMixin, BaseEstimator):
+class ConformalClassifier(ScoringClassifier):
     """Split-conformal prediction sets over any classifier that gives probabilities.
 
     `fit` trains the classifier, `conformalize` calibrates it on cases that `fit` never saw and keeps their sorted
@@ -107,13 +100,9 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
-        "estimator": [HasMethods(["fit", "predict_proba"]), None],
-        "score": [StrOptions(set(SCORES))],
+        **ScoringClassifier._parameter_constraints,
         "condition_on": [StrOptions({"class", "group", "class_and_group"}), None],
         "confidence_level": [Interval(Real, 0, 1, closed="neither")],
-        "randomized": ["boolean"],
-        "prefit": ["boolean"],
-        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -121,6 +110,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         estimator: Any = None,
         *,
         score: str = "lac",
+        score_params: dict[str, float] | None = None,
         condition_on: str | None = None,
         confidence_level: float = 0.9,
         randomized: bool = True,
@@ -129,53 +119,12 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.estimator = estimator
         self.score = score
+        self.score_params = score_params
         self.condition_on = condition_on
         self.confidence_level = confidence_level
         self.randomized = randomized
         self.prefit = prefit
         self.random_state = random_state
-
-    # The parameter `score` names a conformity score, and a classifier's method `score` is its accuracy: the instance
-    # keeps the name, the attribute gives the method, and both work as scikit-learn expects.
-    @property
-    def score(self) -> Any:
-        """Method: accuracy of `predict` on (X, y). The conformity score's name is ``get_params()["score"]``."""
-        return super().score
-
-    @score.setter
-    def score(self, name: str) -> None:
-        self.__dict__["score"] = name
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return super().get_params(deep) | {"score": self.__dict__["score"]}
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        if self.estimator is not None:
-            inner = get_tags(self.estimator)
-            tags.input_tags, tags.classifier_tags = inner.input_tags, inner.classifier_tags
-        return tags
-
-    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "ConformalClassifier":
-        """Train the classifier; with ``prefit=True`` or without an estimator there is nothing to train.
-
-        Parameters
-        ----------
-        X : array-like of shape (n, n_features)
-        y : array-like of shape (n,)
-
-        Returns
-        -------
-        ConformalClassifier
-            Itself, not calibrated: scores of an earlier `conformalize` are dropped.
-        """
-        self._check_parameters()
-        self.__dict__.pop("calibration_", None)
-        if self.estimator is None:
-            self._adopt_columns(X)
-        else:
-            self._adopt(self.estimator if self.prefit else clone(self.estimator).fit(X, y))
-        return self
 
     def conformalize(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> "ConformalClassifier":
         """Calibrate on cases that `fit` never saw. Only their scores are kept.
@@ -202,28 +151,15 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         CalibrationSizeWarning
             If a class or group has too few cases for a finite threshold at `confidence_level`.
         """
-        self._check_parameters()
-        self.__dict__.pop("calibration_", None)  # should this fail, no old scores are left beside new settings
-        if self.estimator is None:
-            self._adopt_columns(X)
-        elif self.prefit:
-            self._adopt(self.estimator)
-        check_is_fitted(self, "classes_")
+        self._prepare(X)
         values = self._values(X)
-        labels = (
-            check_codes(y, *values.shape) if self.estimator_ is None else label_codes(y, self.classes_, len(values))
-        )
-        self._freeze()
+        labels = self._labels(y, len(values))
         n_classes = len(self.classes_) if self._by_class else 1
         self.groups_ = np.unique(check_groups(groups, len(values))) if self._by_group else None
         conditions = self._group_codes(groups, len(values)) * n_classes + (labels if self._by_class else 0)
-        self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
-        scores = [
-            score_labels(values=values[rows], labels=labels[rows], **self._scoring)
-            for rows in self._blocks(*values.shape)
-        ]
         shape = (1 if self.groups_ is None else len(self.groups_), n_classes)
-        self.calibration_ = CalibrationScores.from_cases(np.concatenate(scores), conditions, shape, log=self._log)
+        scores = relaxed(self.score_name_, self._score_labels(values, labels), log=self._log)
+        self.calibration_ = CalibrationScores.from_cases(scores, conditions, shape)
         self._warn_of_small_conditions(self.confidence_level)
         return self
 
@@ -263,11 +199,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
         thresholds = round_up(thresholds, values.dtype)
-        sets = np.empty(values.shape, dtype=bool)
-        for rows in self._blocks(*values.shape):
-            limits = thresholds[codes[rows]] if len(thresholds) > 1 else thresholds
-            sets[rows] = sets_from(values=values[rows], limits=limits, **self._scoring)
-        return sets
+        return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds)
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
         """Conformal p-value of every label: the share of calibration cases, the new one too, that conform no better.
@@ -292,7 +224,7 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         codes = self._group_codes(groups, len(values))
         found = np.empty(values.shape)
         for rows in self._blocks(*values.shape):
-            found[rows] = self.calibration_.p_values(score_all(values=values[rows], **self._scoring), codes[rows])
+            found[rows] = self.calibration_.p_values(self._score_all(values[rows]), codes[rows])
         return found
 
     def thresholds(self, confidence_level: float | None = None) -> np.ndarray:
@@ -311,18 +243,6 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         self._check_conformalized()
         rows = [row if len(row) > 1 or self._by_class else int(row[0]) for row in self.calibration_.counts]
         return rows[0] if self.groups_ is None else dict(zip(self.groups_.tolist(), rows))
-
-    def predict_proba(self, X: ArrayLike) -> np.ndarray:
-        """Probabilities of the classifier, (n, n_classes), untouched by calibration."""
-        check_is_fitted(self, "classes_")
-        return self._values(X) if self.estimator_ is None else self.estimator_.predict_proba(X)
-
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        """Class that the classifier predicts, (n,); it need not be in the set."""
-        check_is_fitted(self, "classes_")
-        if self.estimator_ is None:
-            return self.classes_[self._values(X).argmax(axis=1)]
-        return self.estimator_.predict(X)
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and a JSON-able document from which `from_state` restores this object, but for the estimator."""
@@ -367,47 +287,12 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         return found
 
     def _check_parameters(self) -> None:
-        self._validate_params()
+        super()._check_parameters()
         exact_level(self.confidence_level)
 
-    def _adopt(self, estimator: Any) -> None:
-        """Take over a fitted estimator."""
-        check_is_fitted(estimator)
-        self.estimator_, self.classes_ = estimator, np.asarray(estimator.classes_)
-        self._log = hasattr(estimator, "predict_log_proba")
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(estimator, name):
-                setattr(self, name, getattr(estimator, name))
-
-    def _adopt_columns(self, X: ArrayLike) -> None:
-        """Without an estimator the columns of X are the classes."""
-        validate_data(self, X, skip_check_array=True)
-        self.estimator_, self.classes_, self._log = None, np.arange(self.n_features_in_), False
-
     def _freeze(self) -> None:
-        """Keep the parameters that scores depend on: scores of one setting say nothing about sets of another."""
-        self.score_name_, self.condition_on_ = self.__dict__["score"], self.condition_on
-        self.randomized_ = bool(self.randomized)
-
-    def _values(self, X: ArrayLike) -> np.ndarray:
-        """Probabilities, or logarithms of them, checked: (n, n_classes)."""
-        if self.estimator_ is None:
-            X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False)
-            return check_probabilities(X, "X")
-        if not self._log:
-            return check_probabilities(self.estimator_.predict_proba(X), "predict_proba")
-        with np.errstate(divide="ignore"):  # the logarithm of 0 is meant to be minus infinity
-            values = np.asarray(self.estimator_.predict_log_proba(X), dtype=float)
-        check_probabilities(np.exp(values), "predict_proba")
-        return values
-
-    @property
-    def _scoring(self) -> dict[str, Any]:
-        return {"name": self.score_name_, "log": self._log, "seed": self.seed_ if self.randomized_ else None}
-
-    def _blocks(self, n: int, n_classes: int) -> Iterator[slice]:
-        step = max(1, (_CELLS_RANKED if SCORES[self.score_name_].ranked else _CELLS) // n_classes)
-        return (slice(start, start + step) for start in range(0, n, step))
+        super()._freeze()
+        self.condition_on_ = self.condition_on
 
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
         return np.zeros(n, dtype=np.intp) if self.groups_ is None else group_codes(groups, self.groups_, n)
@@ -432,10 +317,3 @@ class ConformalClassifier(ClassifierMixin, BaseEstimator):
         message = describe_small_conditions(self.calibration_.counts, self._class_names, self._group_names, level)
         if message:
             warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
-
-    def _check_conformalized(self) -> None:
-        check_is_fitted(self, "classes_")
-        if not hasattr(self, "calibration_"):
-            raise NotFittedError(
-                "This ConformalClassifier is not calibrated: call conformalize(X, y) with cases that fit never saw."
-            )

@@ -8,14 +8,33 @@ scores. To add a score, write the function and enter it in `SCORES`; the functio
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["SCORES", "Score", "aps", "content_uniform", "lac", "score_all", "score_labels", "sets_from"]
+from ..errors import ParameterError
+
+__all__ = [
+    "SCORES",
+    "Score",
+    "aps",
+    "check_score_params",
+    "content_uniform",
+    "lac",
+    "relaxed",
+    "score_all",
+    "score_labels",
+    "sets_from",
+]
 
 _N_DIGESTED = 4  # the largest probabilities of a row stand for its content
 _FREQUENCY = 64.0  # phase for a factor e between two of them; rounding of 1e-7 then moves u by about 1e-5
+
+# Scores that differ by a last place of float32 count as tied, and a tie conforms: the size of the batch, or the order
+# in which an ensemble sums its votes, may move a probability that much, and must not move a case out of its set.
+_TIE = 2.0**-23
+
+Params = dict[str, Any]
 
 
 def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -> np.ndarray:
@@ -105,6 +124,25 @@ class Score(NamedTuple):
 SCORES = {"lac": Score(lac, ranked=False), "aps": Score(aps, ranked=True)}
 
 
+def check_score_params(name: str, params: Params | None) -> Params:
+    """The score's numbers, its defaults where none are given.
+
+    Raises
+    ------
+    ParameterError
+        If the score has no such number.
+    """
+    if params:
+        raise ParameterError(f"score_params: got {params!r}, but the score {name!r} has no parameters. Fix: pass None.")
+    return {}
+
+
+def relaxed(name: str, scores: np.ndarray, *, log: bool) -> np.ndarray:
+    """Scores of calibration cases as float64, lowered by what rounding may move them."""
+    scores = scores.astype(float)
+    return scores - _TIE if log else scores * (1 - _TIE)  # no score of the linear scale is negative
+
+
 def content_uniform(ascending: np.ndarray, seed: int, *, log: bool = False) -> np.ndarray:
     """A number in [0, 1] for each row, a fixed function of the row's largest probabilities and the seed.
 
@@ -146,50 +184,66 @@ def _frequencies(seed: int) -> tuple[np.ndarray, float]:
     return rng.uniform(_FREQUENCY, 2 * _FREQUENCY, _N_DIGESTED - 1), float(rng.random())
 
 
-def score_all(name: str, values: np.ndarray, *, log: bool = False, seed: int | None = None) -> np.ndarray:
+def score_all(
+    name: str, values: np.ndarray, *, log: bool = False, seed: int | None = None, params: Params | None = None
+) -> np.ndarray:
     """Scores of all labels, (n, n_classes), in the dtype of `values`; randomised where a seed is given."""
+    params = params or {}
     if not SCORES[name].ranked:
-        return SCORES[name].function(values, log=log)
+        return SCORES[name].function(values, log=log, **params)
     n, n_classes = values.shape
     order = np.argsort(values, axis=1)
     order += np.arange(0, n * n_classes, n_classes)[:, None]
     scores = np.empty(n * n_classes, dtype=values.dtype)
-    scores[order] = _score_ranked(name, values.ravel().take(order), log, seed)
+    scores[order] = _score_ranked(name, values.ravel().take(order), log, seed, params)
     return scores.reshape(n, n_classes)
 
 
 def score_labels(
-    name: str, values: np.ndarray, labels: np.ndarray, *, log: bool = False, seed: int | None = None
+    name: str,
+    values: np.ndarray,
+    labels: np.ndarray,
+    *,
+    log: bool = False,
+    seed: int | None = None,
+    params: Params | None = None,
 ) -> np.ndarray:
     """Score of one label a row, (n,): that of `score_all`, to the bit."""
+    params = params or {}
     rows = np.arange(len(values))
     own = values[rows, labels]
     if not SCORES[name].ranked:
-        return SCORES[name].function(own, log=log)
+        return SCORES[name].function(own, log=log, **params)
     ascending = np.sort(values, axis=1)
-    return _score_ranked(name, ascending, log, seed)[rows, np.sum(ascending < own[:, None], axis=1)]
+    return _score_ranked(name, ascending, log, seed, params)[rows, np.sum(ascending < own[:, None], axis=1)]
 
 
 def sets_from(
-    name: str, values: np.ndarray, limits: np.ndarray, *, log: bool = False, seed: int | None = None
+    name: str,
+    values: np.ndarray,
+    limits: np.ndarray,
+    *,
+    log: bool = False,
+    seed: int | None = None,
+    params: Params | None = None,
 ) -> np.ndarray:
     """Labels whose score is at least its limit, bool (n, n_classes): ``score_all(...) >= limits``, to the bit.
 
     `limits` is an array of shape (1 or n, 1 or n_classes).
     """
     if not SCORES[name].ranked or limits.shape[1] > 1:
-        return score_all(name, values, log=log, seed=seed) >= limits
+        return score_all(name, values, log=log, seed=seed, params=params) >= limits
     # With one limit a row, the labels in the set are those at least as probable as the least probable one in it.
     ascending = np.sort(values, axis=1)
-    outside = np.sum(_score_ranked(name, ascending, log, seed) < limits, axis=1)
+    outside = np.sum(_score_ranked(name, ascending, log, seed, params or {}) < limits, axis=1)
     last = values.shape[1] - 1
     least = np.where(outside > last, np.inf, ascending[np.arange(len(values)), np.minimum(outside, last)])
     return values >= least.astype(values.dtype)[:, None]
 
 
-def _score_ranked(name: str, ascending: np.ndarray, log: bool, seed: int | None) -> np.ndarray:
+def _score_ranked(name: str, ascending: np.ndarray, log: bool, seed: int | None, params: Params) -> np.ndarray:
     u = None if seed is None else content_uniform(ascending, seed, log=log).astype(ascending.dtype)
-    return SCORES[name].function(ascending, u=u, log=log)
+    return SCORES[name].function(ascending, u=u, log=log, **params)
 
 
 def _runs(rises: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

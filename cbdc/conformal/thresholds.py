@@ -10,10 +10,6 @@ from ..metrics import conformal_rank, exact_level
 
 __all__ = ["CalibrationScores", "least_n"]
 
-# Scores that differ by a last place of float32 count as tied, and a tie conforms: the size of the batch, or the order
-# in which an ensemble sums its votes, may move a probability that much, and must not move a case out of its set.
-_TIE = 2.0**-23
-
 
 def least_n(confidence_level: float) -> int:
     """Fewest calibration cases that give a finite threshold.
@@ -43,8 +39,8 @@ class CalibrationScores:
 
     Examples
     --------
-    >>> calibration = CalibrationScores.from_cases(np.arange(1.0, 10.0), np.zeros(9, dtype=int), (1, 1), log=True)
-    >>> calibration.thresholds(0.9).round(6), calibration.thresholds(0.95)
+    >>> calibration = CalibrationScores.from_cases(np.arange(1.0, 10.0), np.zeros(9, dtype=int), (1, 1))
+    >>> calibration.thresholds(0.9), calibration.thresholds(0.95)
     (array([[1.]]), array([[-inf]]))
     """
 
@@ -52,14 +48,11 @@ class CalibrationScores:
     counts: np.ndarray
 
     @classmethod
-    def from_cases(
-        cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int], *, log: bool
-    ) -> "CalibrationScores":
+    def from_cases(cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int]) -> "CalibrationScores":
         """Sort the scores (n,) of cases within their conditions, flat indices (n,) into a table of the given shape."""
         counts = np.bincount(conditions, minlength=math.prod(shape)).reshape(shape).astype(np.int64)
         ordered = np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])]
-        ordered = ordered.astype(float)
-        return cls(ordered - _TIE if log else ordered * (1 - _TIE), counts)  # no score of the linear scale is negative
+        return cls(ordered.astype(float), counts)
 
     @property
     def offsets(self) -> np.ndarray:

@@ -1,0 +1,210 @@
+"""What every conformal estimator of this room shares: a classifier, and the conformity scores of its probabilities."""
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import check_random_state, get_tags
+from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..metrics import check_codes, check_probabilities
+from ._codes import label_codes
+from .scores import SCORES, check_score_params, score_all, score_labels, sets_from
+
+__all__ = ["ScoringClassifier"]
+
+# Cells scored at once: few enough for what a ranked score makes on the way to stay in the cache
+_CELLS_RANKED, _CELLS = 2**15, 2**19
+
+
+class ScoringClassifier(ClassifierMixin, BaseEstimator):
+    """Base of the conformal estimators: it trains or adopts a classifier, and scores labels by its probabilities.
+
+    A subclass calls `_prepare` first when it calibrates; from then on the settings that scores depend on are frozen, in
+    `score_name_`, `score_params_`, `randomized_` and `seed_`, since scores of one setting say nothing about another's.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        None: X is the (n, n_classes) matrix of probabilities itself, and y holds column numbers.
+    score : str, default="lac"
+        A name in `cbdc.conformal.SCORES`.
+    score_params : dict or None, default=None
+        Numbers of the score; None stands for its defaults.
+    randomized : bool, default=True
+    prefit : bool, default=False
+    random_state : int, RandomState instance or None, default=None
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "estimator": [HasMethods(["fit", "predict_proba"]), None],
+        "score": [StrOptions(set(SCORES))],
+        "score_params": [dict, None],
+        "randomized": ["boolean"],
+        "prefit": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
+    estimator: Any
+    score_params: dict[str, float] | None
+    randomized: bool
+    prefit: bool
+    random_state: int | np.random.RandomState | None
+
+    # The parameter `score` names a conformity score, and a classifier's method `score` is its accuracy: the instance
+    # keeps the name, the attribute gives the method, and both work as scikit-learn expects.
+    @property
+    def score(self) -> Any:
+        """Method: accuracy of `predict` on (X, y). The conformity score's name is ``get_params()["score"]``."""
+        return super().score
+
+    @score.setter
+    def score(self, name: str) -> None:
+        self.__dict__["score"] = name
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return super().get_params(deep) | {"score": self.__dict__["score"]}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.estimator is not None:
+            inner = get_tags(self.estimator)
+            tags.input_tags, tags.classifier_tags = inner.input_tags, inner.classifier_tags
+        return tags
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Train the classifier; with ``prefit=True`` or without an estimator there is nothing to train.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+
+        Returns
+        -------
+        Self
+            Not calibrated: what an earlier calibration left is dropped.
+        """
+        self._check_parameters()
+        self._forget()
+        if self.estimator is None:
+            self._adopt_columns(X)
+        else:
+            self._adopt(self.estimator if self.prefit else clone(self.estimator).fit(X, y))
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """Probabilities of the classifier, (n, n_classes), untouched by calibration."""
+        check_is_fitted(self, "classes_")
+        return self._values(X) if self.estimator_ is None else self.estimator_.predict_proba(X)
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """Class that the classifier predicts, (n,); it need not be in the set."""
+        check_is_fitted(self, "classes_")
+        if self.estimator_ is None:
+            return self.classes_[self._values(X).argmax(axis=1)]
+        return self.estimator_.predict(X)
+
+    # --- for subclasses
+
+    def _check_parameters(self) -> None:
+        self._validate_params()
+        check_score_params(self.__dict__["score"], self.score_params)
+
+    def _forget(self) -> None:
+        """Drop what a calibration left; a subclass names its own attributes in `_calibrated`."""
+        for name in self._calibrated:
+            self.__dict__.pop(name, None)
+
+    _calibrated: tuple[str, ...] = ("calibration_",)
+
+    def _prepare(self, X: ArrayLike) -> None:
+        """Before calibrating: checked parameters, a fitted estimator, frozen scores; nothing left of an earlier one."""
+        self._check_parameters()
+        self._forget()  # should this calibration fail, no old scores are left beside new settings
+        if self.estimator is None:
+            self._adopt_columns(X)
+        elif self.prefit:
+            self._adopt(self.estimator)
+        check_is_fitted(self, "classes_")
+        self._freeze()
+        self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _check_conformalized(self) -> None:
+        check_is_fitted(self, "classes_")
+        if not hasattr(self, self._calibrated[0]):
+            raise NotFittedError(
+                f"This {type(self).__name__} is not calibrated: call conformalize(X, y) with cases that fit never saw."
+            )
+
+    def _adopt(self, estimator: Any) -> None:
+        """Take over a fitted estimator."""
+        check_is_fitted(estimator)
+        self.estimator_, self.classes_ = estimator, np.asarray(estimator.classes_)
+        self._log = hasattr(estimator, "predict_log_proba")
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(estimator, name):
+                setattr(self, name, getattr(estimator, name))
+
+    def _adopt_columns(self, X: ArrayLike) -> None:
+        """Without an estimator the columns of X are the classes."""
+        validate_data(self, X, skip_check_array=True)
+        self.estimator_, self.classes_, self._log = None, np.arange(self.n_features_in_), False
+
+    def _freeze(self) -> None:
+        self.score_name_, self.randomized_ = self.__dict__["score"], bool(self.randomized)
+        self.score_params_ = check_score_params(self.score_name_, self.score_params)
+
+    def _values(self, X: ArrayLike) -> np.ndarray:
+        """Probabilities, or logarithms of them, checked: (n, n_classes)."""
+        if self.estimator_ is None:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False)
+            return check_probabilities(X, "X")
+        if not self._log:
+            return check_probabilities(self.estimator_.predict_proba(X), "predict_proba")
+        with np.errstate(divide="ignore"):  # the logarithm of 0 is meant to be minus infinity
+            values = np.asarray(self.estimator_.predict_log_proba(X), dtype=float)
+        check_probabilities(np.exp(values), "predict_proba")
+        return values
+
+    def _labels(self, y: ArrayLike, n: int) -> np.ndarray:
+        """Column of each label, (n,)."""
+        return check_codes(y, n, len(self.classes_)) if self.estimator_ is None else label_codes(y, self.classes_, n)
+
+    @property
+    def _scoring(self) -> dict[str, Any]:
+        return {
+            "name": self.score_name_,
+            "params": self.score_params_,
+            "log": self._log,
+            "seed": self.seed_ if self.randomized_ else None,
+        }
+
+    def _score_labels(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Conformity score of one label a row, (n,)."""
+        blocks = self._blocks(*values.shape)
+        found = [score_labels(values=values[rows], labels=labels[rows], **self._scoring) for rows in blocks]
+        return np.concatenate(found) if found else np.empty(0)
+
+    def _score_all(self, values: np.ndarray) -> np.ndarray:
+        """Conformity scores of all labels, (n, n_classes)."""
+        blocks = self._blocks(*values.shape)
+        found = [score_all(values=values[rows], **self._scoring) for rows in blocks]
+        return np.concatenate(found) if found else np.empty(values.shape)
+
+    def _sets(self, values: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        """Labels whose score is at least its limit, bool (n, n_classes); limits of shape (1 or n, 1 or n_classes)."""
+        sets = np.empty(values.shape, dtype=bool)
+        for rows in self._blocks(*values.shape):
+            sets[rows] = sets_from(
+                values=values[rows], limits=limits[rows] if len(limits) > 1 else limits, **self._scoring
+            )
+        return sets
+
+    def _blocks(self, n: int, n_classes: int) -> Iterator[slice]:
+        step = max(1, (_CELLS_RANKED if SCORES[self.score_name_].ranked else _CELLS) // n_classes)
+        return (slice(start, start + step) for start in range(0, n, step))
