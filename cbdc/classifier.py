@@ -362,7 +362,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         entropy, information = _uncertainty(self.head_, embeddings, probabilities)
         sets = self.conformal_.predict_set(embeddings, level, groups=groups)
         p_values = self.conformal_.p_values(embeddings, groups=groups)
-        guarantee = self.conformal_.guarantee(level)
+        guarantee = str(self.conformal_.certificate(level))
         full_names, malignant = self._meaning()
         labels = [str(label) for label in self.classes_]
         for j, (i, image) in enumerate(good.items()):

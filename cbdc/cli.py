@@ -278,7 +278,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: fitted on {len(train)} images, calibrated on {clf.provenance_['calibration']['n_units']} "
         f"{dataset.unit}s; {len(test)} images are left for\n"
         f"  cbdc evaluate {arguments.out} {arguments.dataset} --root {arguments.root} --out evaluation\n"
-        f"{clf.conformal_.guarantee()}"
+        f"{clf.conformal_.certificate()}"
     )
 
 

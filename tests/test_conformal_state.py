@@ -21,7 +21,7 @@ def damaged_states():
     def put(place, value):
         return lambda a: np.where(np.arange(a.size).reshape(a.shape) == place, value, a)
 
-    yield "score", entry(score="raps"), "score is 'raps'"
+    yield "score", entry(score="best"), "score is 'best'"
     yield "condition", entry(condition_on="patient"), "condition_on is 'patient'"
     yield "randomized", entry(randomized="no"), "randomized is 'no'"
     yield "seed", entry(seed=-1), "seed"

@@ -60,7 +60,7 @@ class Conformal:
     def p_values(self, E, groups=None):
         return np.minimum(Head().predict_proba(E) * 2, 1)
 
-    def guarantee(self, level):
+    def certificate(self, level):
         return f"P(y in set | y) >= {level} <if exchangeable>"
 
 

@@ -185,9 +185,11 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
         }
 
     def _score_labels(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Conformity score of one label a row, (n,)."""
+        """Conformity score of one label a row, (n,), float64, lowered by a rounding as calibration scores are."""
         blocks = self._blocks(*values.shape)
-        found = [score_labels(values=values[rows], labels=labels[rows], **self._scoring) for rows in blocks]
+        found = [
+            score_labels(values=values[rows], labels=labels[rows], calibration=True, **self._scoring) for rows in blocks
+        ]
         return np.concatenate(found) if found else np.empty(0)
 
     def _score_all(self, values: np.ndarray) -> np.ndarray:

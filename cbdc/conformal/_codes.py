@@ -25,9 +25,8 @@ def label_codes(y: Any, classes: np.ndarray, n: int) -> np.ndarray:
     return codes
 
 
-def group_codes(groups: Any, known: np.ndarray, n: int) -> np.ndarray:
+def group_codes(groups: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Row of each case's group, or an error that names the first group that was not calibrated."""
-    groups = check_groups(groups, n)
     codes = _find(groups, known)
     if len(unknown := np.flatnonzero(codes < 0)):
         raise ParameterError(
@@ -37,25 +36,25 @@ def group_codes(groups: Any, known: np.ndarray, n: int) -> np.ndarray:
     return codes
 
 
-def check_groups(groups: Any, n: int) -> np.ndarray:
+def check_groups(groups: Any, n: int, name: str = "groups") -> np.ndarray:
     """The groups as an array (n,) of numbers or of names, none missing."""
     if groups is None:
         raise ParameterError("groups is missing: this condition_on needs the group of each case.")
     groups = np.asarray(groups)
     if groups.shape != (n,):
-        raise ParameterError(f"groups: got shape {groups.shape}; expected ({n},), one for each case.")
+        raise ParameterError(f"{name}: got shape {groups.shape}; expected ({n},), one for each case.")
     if len(missing := np.flatnonzero(pd.isna(groups))):
         raise ParameterError(
-            f"groups: case {missing[0]} has none. Fix: give such cases a name of their own, for example 'unknown', or "
+            f"{name}: case {missing[0]} has none. Fix: give such cases a name of their own, for example 'unknown', or "
             "leave them out and say so."
         )
     if groups.dtype == object:
         names = [isinstance(group, str) for group in groups]
         if any(names) and not all(names):
-            raise ParameterError("groups: numbers and names are mixed; give one or the other.")
+            raise ParameterError(f"{name}: numbers and names are mixed; give one or the other.")
         groups = groups.astype(str) if all(names) else np.array(groups.tolist())
     if groups.dtype.kind not in "iubfU":
-        raise ParameterError(f"groups: got {groups.dtype}; expected numbers or names.")
+        raise ParameterError(f"{name}: got {groups.dtype}; expected numbers or names.")
     return groups
 
 

@@ -1,77 +1,131 @@
-"""The guarantee, and the want of one, in words."""
+"""The certificate of a `ConformalClassifier`, and the want of cases, in words."""
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
-from ..metrics import conformal_rank
-from .thresholds import least_n
+from ..metrics import exact_level
+from .certificate import Certificate, Condition
+from .patients import effective_n
+
+if TYPE_CHECKING:
+    from .classifier import ConformalClassifier
 
 _LISTED = 12  # conditions named one by one; of more, the smallest
 
 
-def describe_guarantee(
-    counts: np.ndarray, classes: Sequence[Any] | None, groups: Sequence[Any] | None, confidence_level: float
-) -> str:
-    """Assumption, statement, and the 90% band of the coverage given the calibration cases, for each condition."""
-    among = {
-        (False, False): "on average over all cases",
-        (True, False): "among the cases of each class",
-        (False, True): "among the cases of each group",
-        (True, True): "among the cases of each class in each group",
-    }[classes is not None, groups is not None]
-    cells = _cells(counts, classes, groups)
-    bands = []
-    for name, _, n in cells[:_LISTED]:
-        rank = conformal_rank(n, confidence_level)
-        if rank > n:
-            bands.append(f"{name or 'all'} (n = {n}): 1, always in the set")
-        else:
-            low, high = stats.beta.ppf([0.05, 0.95], rank, n + 1 - rank)
-            bands.append(f"{name or 'all'} (n = {n}): {low:.3f} to {high:.3f}")
-    more = f"; {len(cells) - _LISTED} more have more cases" if len(cells) > _LISTED else ""
-    return (
-        f"If this case and the {int(counts.sum())} calibration cases are exchangeable (independent cases of the same "
-        f"population, none of them trained on), the set holds the true class with probability at least "
-        f"{confidence_level:g} {among}. With these calibration cases the coverage in the long run lies, with "
-        f"probability 0.9, within: {'; '.join(bands)}{more}. It is no statement about a single case."
+def make_certificate(clf: "ConformalClassifier", level: float) -> Certificate:
+    """Assumptions, statement, and the 90% band of the coverage given the calibration cases, for each condition."""
+    exact_level(level)
+    calibration = clf.calibration_
+    n, units = int(calibration.counts.sum()), calibration.units
+    n_units = n if units is None else len(np.unique(units))
+    if units is None:
+        who = f"this case and the {n} calibration cases are exchangeable (independent cases of the same population"
+    else:
+        who = f"this case's patient and the {n_units} of the calibration are exchangeable (independent patients"
+        who += " of the same population, the cases of each exchangeable among themselves"
+    assumptions = (who + ", none of them trained on)",)
+    holds = f"the set holds the true class with probability at least {level:g}{_among(clf)}"
+    if units is not None:
+        holds += ", for a case drawn from a new patient"
+    if clf.guarantee_ == "pac":
+        over = "in the long run" if clf.window_ is None else f"among the next {clf.window_} cases"
+        holds = (
+            f"with probability at least {1 - clf.delta_:g} over the calibration cases, a share of at least {level:g} "
+            f"of the sets holds the true class {over}{_among(clf)}"
+        )
+        if len(clf.thresholds(level).ravel()) > 1:
+            holds += " (that probability is of each threshold on its own)"
+    return Certificate(
+        statement=holds,
+        assumptions=assumptions,
+        broken_by=_broken_by(clf),
+        confidence_level=float(level),
+        n_calibration=n_units,
+        conditions=tuple(_conditions(clf, level)),
+        delta=clf.delta_ if clf.guarantee_ == "pac" else None,
+        hashes={"calibration_scores_sha256": _digest(calibration.scores, calibration.counts)},
     )
 
 
-def describe_small_conditions(
-    counts: np.ndarray, classes: Sequence[Any] | None, groups: Sequence[Any] | None, confidence_level: float
-) -> str:
+def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: int) -> str:
     """Which conditions have too few cases, and what follows; empty if none."""
-    needed = least_n(confidence_level)
-    small = [cell for cell in _cells(counts, classes, groups) if cell[2] < needed]
+    by_class, by_group = clf.columns_ is not None, clf.groups_ is not None
+    small = sorted((n, name) for name, n, _ in _cells(clf) if n < needed)
     if not small:
         return ""
-    listed = "; ".join(
-        f"{name or 'calibration'}: {n} case{'s' * (n != 1)}, so {effect}" for name, effect, n in small[:_LISTED]
-    )
+    effect = "so every set " + ("there " if by_group else "") + "holds "
+    effect += "every class" if not by_class else "this class" if by_group else "it"
+    listed = "; ".join(f"{name or 'calibration'}: {n} case{'s' * (n != 1)}, {effect}" for n, name in small[:_LISTED])
     more = f"; and {len(small) - _LISTED} more" if len(small) > _LISTED else ""
     fix = "calibrate on more cases, or lower the level"
-    if classes is not None or groups is not None:
+    if by_class or by_group:
         fix += ", or condition on less"
     return (
-        f"Too few calibration cases for a finite threshold at confidence level {confidence_level:g}, which takes "
+        f"Too few calibration cases for a finite threshold at confidence level {level:g}, which takes "
         f"{needed}. {listed}{more}. Fix: {fix}."
     )
 
 
-def _cells(
-    counts: np.ndarray, classes: Sequence[Any] | None, groups: Sequence[Any] | None
-) -> list[tuple[str, str, int]]:
-    """Name, effect of an infinite threshold, and number of cases of each condition, the fewest cases first."""
+def _among(clf: "ConformalClassifier") -> str:
+    return {
+        None: " on average over all cases",
+        "class": " among the cases of each class",
+        "group": " among the cases of each group",
+        "class_and_group": " among the cases of each class in each group",
+        "cluster": " among the cases of each cluster of classes",
+    }[clf.condition_on_]
+
+
+def _broken_by(clf: "ConformalClassifier") -> tuple[str, ...]:
+    found = ["another population, camera or clinic than in calibration"]
+    if clf.condition_on_ not in ("class", "class_and_group"):
+        found.append("another prevalence of the classes")
+    if clf.calibration_.units is None:
+        found.append("several calibration cases of one patient")
+    return (*found, "choosing the level after looking at the sets")
+
+
+def _cells(clf: "ConformalClassifier") -> list[tuple[str, int, tuple[int, int]]]:
+    """Name, number of units, and place in the tables of each condition."""
     cells = []
-    for (g, k), n in np.ndenumerate(counts):
-        names = [f"class {classes[k]!r}"] if classes is not None else []
-        names += [f"group {groups[g]!r}"] if groups is not None else []
-        effect = "every set " + ("" if groups is None else "there ") + "holds "
-        effect += (
-            "it" if classes is not None and groups is None else "this class" if classes is not None else "every class"
-        )
-        cells.append((" in ".join(names), effect, int(n)))
-    return sorted(cells, key=lambda cell: cell[2])
+    for (g, k), n in np.ndenumerate(clf.calibration_.n_units):
+        names = []
+        if clf.columns_ is not None:
+            members = [repr(name) for name in clf.classes_[clf.columns_ == k].tolist()]
+            names.append(f"class{'es' * (len(members) > 1)} {', '.join(members)}")
+        if clf.groups_ is not None:
+            names.append(f"group {clf.groups_[g].item()!r}")
+        cells.append((" in ".join(names), int(n), (g, k)))
+    return cells
+
+
+def _conditions(clf: "ConformalClassifier", level: float) -> list[Condition]:
+    calibration = clf.calibration_
+    thresholds, found = clf.thresholds(level), []
+    for name, n, cell in _cells(clf):
+        if calibration.units is None:
+            found.append(Condition.from_rank(name, n, clf._rank(n, level)))
+            continue
+        start = int(calibration.offsets[cell])
+        cases = slice(start, start + int(calibration.counts[cell]))
+        condition = Condition(name, n, n + 1, 1.0, 1.0, approximate=True)
+        if np.isfinite(thresholds[cell]):
+            effective = effective_n(calibration.scores[cases] >= thresholds[cell], calibration.units[cases])
+            above = float(exact_level(level)) * (effective + 1)
+            low, high = stats.beta.ppf([0.05, 0.95], above, effective + 1 - above)
+            rank = min(n, round(above / (effective + 1) * (n + 1)))
+            condition = dataclasses.replace(condition, rank=rank, low=float(low), high=float(high))
+        found.append(condition)
+    return found
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

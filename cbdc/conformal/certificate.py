@@ -25,6 +25,8 @@ class Condition:
         Rank of the threshold among the n scores, from the best conforming down; n + 1 for the infinite threshold.
     low, high : float
         Central 90% band of the coverage given the calibration cases.
+    approximate : bool, default=False
+        The band counts the cases of one patient by their design effect; without it the band is exact.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Condition:
     rank: int
     low: float
     high: float
+    approximate: bool = False
 
     @classmethod
     def from_rank(cls, name: str, n: int, rank: int) -> "Condition":
@@ -133,4 +136,5 @@ def _band_in_words(condition: Condition) -> str:
     name = condition.name or "all"
     if condition.is_vacuous:
         return f"{name} (n = {condition.n}): 1, always in the set"
-    return f"{name} (n = {condition.n}): {condition.low:.3f} to {condition.high:.3f}"
+    about = "about " if condition.approximate else ""
+    return f"{name} (n = {condition.n}): {about}{condition.low:.3f} to {condition.high:.3f}"

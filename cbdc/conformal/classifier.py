@@ -1,21 +1,26 @@
 """`ConformalClassifier`: prediction sets with a coverage guarantee over any classifier."""
 
 import warnings
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import CalibrationSizeWarning, ParameterError
-from ..metrics import exact_level
+from ..metrics import conformal_rank, exact_level
 from ._base import ScoringClassifier
-from ._codes import check_groups, group_codes
-from ._state import check_document, check_groups_of, check_scores
-from ._words import describe_guarantee, describe_small_conditions
-from .scores import relaxed
-from .thresholds import CalibrationScores, round_up
+from ._codes import group_codes
+from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
+from ._words import describe_small_conditions, make_certificate
+from .certificate import Certificate
+from .groups import group_names, merge_small_groups
+from .pac import pac_least_n, pac_p_values, pac_rank
+from .patients import draw_one, unit_codes
+from .scores import check_score_params, score_dtype, truncated
+from .thresholds import CalibrationScores, least_n, round_up
 
 __all__ = ["ConformalClassifier"]
 
@@ -32,36 +37,64 @@ class ConformalClassifier(ScoringClassifier):
         Classifier with `predict_proba` (`predict_log_proba` is preferred where it is there: logarithms stay apart where
         probabilities underflow). None: bring your own softmax; X is the (n, n_classes) matrix of probabilities itself,
         y holds column numbers, and `fit` is not needed.
-    score : {"lac", "aps"}, default="lac"
-        Conformity score: `cbdc.conformal.lac` gives the smallest sets on average, `cbdc.conformal.aps` sets that grow
+    score : {"lac", "aps", "raps", "saps", "margin", "topk", "rank"}, default="lac"
+        Conformity score, one of `cbdc.conformal.SCORES`: "lac" gives the smallest sets on average, "aps" sets that grow
         with the difficulty of the case.
-    condition_on : {None, "class", "group", "class_and_group"}, default=None
-        For whom the guarantee holds: on average over all cases, within every class, within every group (Mondrian), or
-        within every class of every group. The finer, the more calibration cases are needed.
+    score_params : dict or None, default=None
+        Numbers of the score: ``{"penalty": ..., "k_reg": ...}`` of "raps", ``{"weight": ...}`` of "saps". None stands
+        for what `tune` chose, or for the score's defaults.
+    condition_on : {None, "class", "group", "class_and_group", "cluster"}, default=None
+        For whom the guarantee holds: on average over all cases, within every class, within every group (Mondrian),
+        within every class of every group, or within every cluster of classes that `tune` found alike. The finer, the
+        more calibration cases are needed.
+    rank_calibrated : bool, default=False
+        With ``condition_on="class"``: leave out labels that rank lower than their class ever needs, as `tune` found
+        (RC3P). It makes class-conditional sets smaller.
     confidence_level : float, default=0.9
         Level of the sets; `predict_set` may be asked another.
+    guarantee : {"marginal", "pac"}, default="marginal"
+        Whether the level is reached on average over the calibration cases, or, with probability 1 - `delta`, given
+        them; see `cbdc.conformal.pac_rank`.
+    delta : float, default=0.05
+        Probability over the calibration cases that a PAC threshold covers less; for each threshold on its own.
+    window : int or None, default=None
+        With ``guarantee="pac"``: the coverage of so many cases to come, counted, instead of the long run.
+    repeated : {"one", "hierarchical"}, default="one"
+        What is done about several cases of one patient or lesion, where `conformalize` is told of them: one case of
+        each is drawn, or all of them share the weight of one.
+    small_groups : {"warn", "refuse", "merge"}, default="warn"
+        What is done about a group with too few cases for a finite threshold at `confidence_level`: its sets hold every
+        class, with a warning; an error; or it is merged with others, see `merged_groups_`.
     randomized : bool, default=True
-        Whether "aps" draws a uniform number for each case, from its probabilities and the seed. It makes the sets
-        smaller and removes ties, but only between rows of probabilities that differ: the number is a fixed function
-        of the row, so that equal rows tie. Without effect on "lac".
+        Whether a score that can be randomised draws a uniform number for each case, from its probabilities and the
+        seed. It makes the sets smaller and removes ties, but only between rows of probabilities that differ: the number
+        is a fixed function of the row, so that equal rows tie. Without effect on "lac", "margin" and "topk".
     prefit : bool, default=False
         The estimator is already fitted, and used as it is.
     random_state : int, RandomState instance or None, default=None
-        Seed of the randomised score; None stands for 0.
+        Seed of the randomised score and of the draw of one case a unit; None stands for 0.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     estimator_ : classifier or None
-    score_name_, condition_on_, randomized_
+    score_name_, score_params_, condition_on_, guarantee_, delta_, window_, randomized_
         Values of the parameters that `conformalize` calibrated for. They hold until it is called again; of the
         parameters set since then only `confidence_level` counts.
     calibration_ : CalibrationScores
         Sorted scores by condition.
     groups_ : ndarray of shape (n_groups,) or None
         Groups of the calibration cases, in the order of the rows of the tables.
+    merged_groups_ : dict of str to str
+        New name of every group that was merged.
+    columns_ : ndarray of shape (n_classes,), int, or None
+        Column of the tables of each class, which for ``condition_on="cluster"`` is its cluster; None where there is one
+        column for all.
+    rank_limits_ : ndarray of shape (n_classes,), int, or None
+        Lowest rank at which each class is still allowed; None unless `rank_calibrated`.
     n_calibration_ : int, ndarray of shape (n_classes,), or dict of either by group
-        Calibration cases behind each threshold, as `cbdc.metrics.coverage_table` takes them.
+        Calibration cases (units, where cases were repeated) behind the threshold of all or of each class, as
+        `cbdc.metrics.coverage_table` takes them.
     n_features_in_ : int
     feature_names_in_ : ndarray
         If X had names.
@@ -71,7 +104,8 @@ class ConformalClassifier(ScoringClassifier):
     **Guarantee.** Assumption: calibration cases and the new case are exchangeable, and none was used to fit, to choose
     or to tune the classifier. Statement: P(y in set) >= confidence_level, and <= confidence_level + 1 / (n + 1) where
     scores do not tie, over the draw of both; with `condition_on`, given the class, the group, or both. Given the
-    calibration cases the coverage is itself random, and `guarantee` prints its exact band. What breaks it: another
+    calibration cases the coverage is itself random, and `certificate` prints its exact band; with ``guarantee="pac"``
+    it is at least confidence_level with probability 1 - delta over them. What breaks it: another
     population than the calibration cases (for None also another prevalence; for "class" not prevalence alone); several
     images of one lesion or patient; calibrating on training data; choosing the level after looking at the sets. It is a
     statement about many cases, not about this one. It does not rest on the uniformity of the number that "aps" draws,
@@ -101,8 +135,14 @@ class ConformalClassifier(ScoringClassifier):
 
     _parameter_constraints: dict = {  # noqa: RUF012
         **ScoringClassifier._parameter_constraints,
-        "condition_on": [StrOptions({"class", "group", "class_and_group"}), None],
+        "condition_on": [StrOptions({"class", "group", "class_and_group", "cluster"}), None],
+        "rank_calibrated": ["boolean"],
         "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "guarantee": [StrOptions({"marginal", "pac"})],
+        "delta": [Interval(Real, 0, 1, closed="neither")],
+        "window": [Interval(Integral, 1, None, closed="left"), None],
+        "repeated": [StrOptions({"one", "hierarchical"})],
+        "small_groups": [StrOptions({"warn", "refuse", "merge"})],
     }
 
     def __init__(
@@ -112,7 +152,13 @@ class ConformalClassifier(ScoringClassifier):
         score: str = "lac",
         score_params: dict[str, float] | None = None,
         condition_on: str | None = None,
+        rank_calibrated: bool = False,
         confidence_level: float = 0.9,
+        guarantee: str = "marginal",
+        delta: float = 0.05,
+        window: int | None = None,
+        repeated: str = "one",
+        small_groups: str = "warn",
         randomized: bool = True,
         prefit: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -121,20 +167,82 @@ class ConformalClassifier(ScoringClassifier):
         self.score = score
         self.score_params = score_params
         self.condition_on = condition_on
+        self.rank_calibrated = rank_calibrated
         self.confidence_level = confidence_level
+        self.guarantee = guarantee
+        self.delta = delta
+        self.window = window
+        self.repeated = repeated
+        self.small_groups = small_groups
         self.randomized = randomized
         self.prefit = prefit
         self.random_state = random_state
 
-    def conformalize(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> "ConformalClassifier":
+    def tune(self, X: ArrayLike, y: ArrayLike) -> "ConformalClassifier":
+        """Choose what the score and the condition leave open, on cases that neither `fit` nor `conformalize` sees.
+
+        The two numbers of "raps" or the one of "saps" where `score_params` is None, the clusters of classes for
+        ``condition_on="cluster"``, the lowest ranks for `rank_calibrated`. Nothing else of the cases is kept. It holds
+        for the calibrations that follow, until the next `tune` or `fit`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+
+        Returns
+        -------
+        ConformalClassifier
+            Itself, not calibrated.
+
+        Raises
+        ------
+        ValueError
+            If there is nothing to choose: the parameters set leave nothing open.
+        """
+        from . import tuning
+
+        self.__dict__.pop("tuned_", None)
+        self._prepare(X)
+        values = self._values(X)
+        labels = self._labels(y, len(values))
+        level, n_classes = self.confidence_level, len(self.classes_)
+        found: dict[str, Any] = {}
+        if self.score_params is None and self.score_name_ in tuning.TUNED_SCORES:
+            found["score_params"] = tuning.tune_score(
+                self.score_name_, values, labels, confidence_level=level, log=self._log, seed=self._scoring["seed"]
+            )
+            self.score_params_ = found["score_params"]
+        if self.condition_on == "cluster":
+            found["columns"] = tuning.cluster_classes(
+                self._score_labels(values, labels), labels, n_classes, confidence_level=level, random_state=self.seed_
+            )
+        if self.rank_calibrated:
+            found["rank_limits"] = tuning.rank_limits(
+                values, labels, n_classes, confidence_level=level, **self._scoring
+            )
+        if not found:
+            raise ParameterError(
+                f"tune: nothing to choose for score={self.score_name_!r} and condition_on={self.condition_on!r}. It is "
+                "for score 'raps' or 'saps' without score_params, condition_on='cluster', and rank_calibrated=True."
+            )
+        self.tuned_ = found
+        return self
+
+    def conformalize(
+        self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None, units: ArrayLike | None = None
+    ) -> "ConformalClassifier":
         """Calibrate on cases that `fit` never saw. Only their scores are kept.
 
         Parameters
         ----------
         X : array-like of shape (n, n_features)
         y : array-like of shape (n,)
-        groups : array-like of shape (n,), int or str, optional
-            Group of each case; for the group-wise conditions.
+        groups : array-like of shape (n,) or (n, n_attributes), int or str, optional
+            Group of each case; for the group-wise conditions. Of several attributes, given as the columns of a table,
+            every combination is a group.
+        units : array-like of shape (n,), int or str, optional
+            Patient or lesion of each case, where several cases may be of one; see `repeated`.
 
         Returns
         -------
@@ -144,22 +252,32 @@ class ConformalClassifier(ScoringClassifier):
         Raises
         ------
         ValueError
-            If a label or a probability is not what it should be (the message names the row), or groups are missing.
+            If a label or a probability is not what it should be (the message names the row), groups are missing, or a
+            group is too small and ``small_groups="refuse"``.
 
         Warns
         -----
         CalibrationSizeWarning
-            If a class or group has too few cases for a finite threshold at `confidence_level`.
+            If a class or group has too few cases for a finite threshold at `confidence_level`, or groups were merged.
         """
         self._prepare(X)
         values = self._values(X)
         labels = self._labels(y, len(values))
-        n_classes = len(self.classes_) if self._by_class else 1
-        self.groups_ = np.unique(check_groups(groups, len(values))) if self._by_group else None
-        conditions = self._group_codes(groups, len(values)) * n_classes + (labels if self._by_class else 0)
-        shape = (1 if self.groups_ is None else len(self.groups_), n_classes)
-        scores = relaxed(self.score_name_, self._score_labels(values, labels), log=self._log)
-        self.calibration_ = CalibrationScores.from_cases(scores, conditions, shape)
+        self.columns_, self.rank_limits_ = self._chosen_columns(), self._chosen_limits()
+        scores = self._score_labels(values, labels)
+        if self.rank_limits_ is not None:
+            scores = truncated(scores, values, labels, self.rank_limits_)
+        kept, codes = np.arange(len(values)), None
+        if units is not None:
+            codes = unit_codes(units, len(values))
+            if self.repeated == "one":
+                kept, codes = draw_one(codes, np.random.RandomState(self.seed_)), None
+        columns = np.zeros(len(kept), dtype=np.intp) if self.columns_ is None else self.columns_[labels[kept]]
+        n_columns = 1 if self.columns_ is None else int(self.columns_.max()) + 1
+        names = self._calibrate_groups(groups, len(values), kept, columns)
+        conditions = names * n_columns + columns
+        shape = (1 if self.groups_ is None else len(self.groups_), n_columns)
+        self.calibration_ = CalibrationScores.from_cases(scores[kept], conditions, shape, units=codes)
         self._warn_of_small_conditions(self.confidence_level)
         return self
 
@@ -193,12 +311,16 @@ class ConformalClassifier(ScoringClassifier):
         """
         self._check_conformalized()
         level = self.confidence_level if confidence_level is None else confidence_level
-        thresholds = self.calibration_.thresholds(level)
+        thresholds = self._table(level)
         if level != self.confidence_level:
             self._warn_of_small_conditions(level)
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
-        thresholds = round_up(thresholds, values.dtype)
+        thresholds = round_up(thresholds, score_dtype(self.score_name_, values.dtype))
+        if self.columns_ is not None:
+            thresholds = thresholds[:, self.columns_]
+        if self.rank_limits_ is not None:
+            return truncated(self._score_all(values), values, None, self.rank_limits_) >= thresholds[codes]
         return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds)
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
@@ -222,38 +344,54 @@ class ConformalClassifier(ScoringClassifier):
         self._check_conformalized()
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
+        columns = np.zeros(1, dtype=np.intp) if self.columns_ is None else self.columns_
         found = np.empty(values.shape)
         for rows in self._blocks(*values.shape):
-            found[rows] = self.calibration_.p_values(self._score_all(values[rows]), codes[rows])
+            scores = self._score_all(values[rows])
+            if self.rank_limits_ is not None:
+                scores = truncated(scores, values[rows], None, self.rank_limits_)
+            p_values = self.calibration_.p_values(scores, codes[rows], columns)
+            if self.guarantee_ == "pac":
+                n = self.calibration_.counts[codes[rows]][:, columns]
+                p_values = pac_p_values(p_values, n, self.delta_, self.window_)
+            found[rows] = p_values
         return found
 
     def thresholds(self, confidence_level: float | None = None) -> np.ndarray:
-        """Least score still in the set, (n_groups or 1, n_classes or 1); minus infinity where cases are too few."""
+        """Least score still in the set, (n_groups or 1, n_columns or 1); minus infinity where cases are too few."""
         self._check_conformalized()
-        return self.calibration_.thresholds(self.confidence_level if confidence_level is None else confidence_level)
+        return self._table(self.confidence_level if confidence_level is None else confidence_level)
 
-    def guarantee(self, confidence_level: float | None = None) -> str:
-        """What the sets promise, in words: assumption, statement, cases, and the band of the realised coverage."""
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the sets promise: assumptions, statement, the cases it rests on, and the band of the realised coverage.
+
+        Parameters
+        ----------
+        confidence_level : float, optional
+            Default: that of the constructor.
+
+        Returns
+        -------
+        Certificate
+            Its text is ``str(certificate)``.
+        """
         self._check_conformalized()
         level = self.confidence_level if confidence_level is None else confidence_level
-        return describe_guarantee(self.calibration_.counts, self._class_names, self._group_names, level)
+        return make_certificate(self, level)
 
     @property
     def n_calibration_(self) -> Any:
         self._check_conformalized()
-        rows = [row if len(row) > 1 or self._by_class else int(row[0]) for row in self.calibration_.counts]
+        table = self.calibration_.n_units
+        if self.columns_ is not None:
+            table = table[:, self.columns_]
+        rows = [row if self.columns_ is not None else int(row[0]) for row in table]
         return rows[0] if self.groups_ is None else dict(zip(self.groups_.tolist(), rows))
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and a JSON-able document from which `from_state` restores this object, but for the estimator."""
         self._check_conformalized()
-        arrays = {"scores": self.calibration_.scores, "counts": self.calibration_.counts}
-        document = {"score": self.score_name_, "condition_on": self.condition_on_, "randomized": self.randomized_}
-        document |= {"confidence_level": float(self.confidence_level), "log": self._log, "seed": self.seed_}
-        document |= {"n_classes": len(self.classes_)}
-        if self.groups_ is not None:
-            document |= {"groups": self.groups_.tolist(), "groups_dtype": self.groups_.dtype.str}
-        return arrays, document
+        return state_of(self)
 
     @classmethod
     def from_state(
@@ -268,8 +406,7 @@ class ConformalClassifier(ScoringClassifier):
             score, a missing number, counts that do not fit the scores, scores out of order.
         """
         check_document(document)
-        names = ("score", "condition_on", "randomized", "confidence_level")
-        found = cls(estimator, prefit=estimator is not None, **{name: document[name] for name in names})
+        found = cls(estimator, prefit=estimator is not None, **{name: document[name] for name in SETTINGS})
         if estimator is None:
             found._adopt_columns(np.empty((1, document["n_classes"])))
         else:
@@ -279,41 +416,113 @@ class ConformalClassifier(ScoringClassifier):
             raise ParameterError(f"estimator: it has {n_classes} classes, but {document['n_classes']} were calibrated.")
         if document["log"] and not found._log:
             raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
+        found._check_parameters()
         found._freeze()
         found._log, found.seed_ = document["log"], document["seed"]
-        found.groups_ = check_groups_of(document)
-        shape = (1 if found.groups_ is None else len(found.groups_), n_classes if found._by_class else 1)
-        found.calibration_ = check_scores(arrays, shape, log=found._log)
+        found.groups_, found.merged_groups_ = check_groups_of(document)
+        found.columns_, found.rank_limits_ = check_classes_of(arrays, document)
+        n_columns = 1 if found.columns_ is None else int(found.columns_.max()) + 1
+        shape = (1 if found.groups_ is None else len(found.groups_), n_columns)
+        found.calibration_ = check_scores(arrays, shape, found.score_name_, log=found._log)
         return found
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
         exact_level(self.confidence_level)
+        if self.rank_calibrated and self.condition_on != "class":
+            raise ParameterError(f"rank_calibrated: it goes with condition_on='class'; got {self.condition_on!r}.")
+        if self.guarantee == "pac" and self.repeated == "hierarchical":
+            raise ParameterError(
+                "guarantee='pac' counts independent cases, and repeated='hierarchical' has none. Fix: repeated='one'."
+            )
+        if self.window is not None and self.guarantee != "pac":
+            raise ParameterError("window: it goes with guarantee='pac'.")
 
     def _freeze(self) -> None:
         super()._freeze()
-        self.condition_on_ = self.condition_on
+        if self.score_params is None and "score_params" in getattr(self, "tuned_", {}):
+            self.score_params_ = check_score_params(self.score_name_, self.tuned_["score_params"])
+        self.condition_on_, self.guarantee_ = self.condition_on, self.guarantee
+        self.delta_, self.window_ = float(self.delta), self.window
+
+    def _chosen_columns(self) -> np.ndarray | None:
+        if self.condition_on_ == "cluster":
+            return self._tuned("columns", "condition_on='cluster'")
+        return np.arange(len(self.classes_)) if self.condition_on_ in ("class", "class_and_group") else None
+
+    def _chosen_limits(self) -> np.ndarray | None:
+        return self._tuned("rank_limits", "rank_calibrated=True") if self.rank_calibrated else None
+
+    def _tuned(self, name: str, setting: str) -> np.ndarray:
+        chosen = getattr(self, "tuned_", {}).get(name)
+        if chosen is None or len(chosen) != len(self.classes_):
+            raise NotFittedError(
+                f"{setting} takes tune(X, y) before conformalize, with cases that neither fit nor conformalize sees."
+            )
+        return chosen
+
+    def _calibrate_groups(self, groups: Any, n: int, kept: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Row of the tables of each case that is kept; sets `groups_` and `merged_groups_`."""
+        self.groups_, self.merged_groups_ = None, {}
+        if not self._by_group:
+            return np.zeros(len(kept), dtype=np.intp)
+        names, attributes = group_names(groups, n)
+        names, attributes = names[kept], attributes[kept]
+        least = self._least_n(self.confidence_level)
+        possible = np.bincount(columns) >= least  # other classes no merging can help
+
+        def is_small(cases: np.ndarray) -> bool:
+            counts = np.bincount(columns[cases], minlength=len(possible))
+            return len(cases) < least or bool((counts[possible] < least).any())
+
+        if self.small_groups != "warn":
+            small = [name for name in np.unique(names) if is_small(np.flatnonzero(names == name))]
+            if small and self.small_groups == "refuse":
+                listed = ", ".join(f"{name.item()!r} (n = {np.sum(names == name)})" for name in small)
+                raise ParameterError(
+                    f"groups: too few cases for a finite threshold at {self.confidence_level:g}, which takes {least}: "
+                    f"{listed}. Fix: calibrate on more, merge groups (small_groups='merge'), or lower the level."
+                )
+            if small:
+                self.merged_groups_ = merge_small_groups(names.astype(str), attributes, is_small)
+                names = self._merge(names)
+                listed = "; ".join(f"{old!r} into {new!r}" for old, new in self.merged_groups_.items())
+                message = (
+                    f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
+                )
+                warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
+        self.groups_ = np.unique(names)
+        return group_codes(names, self.groups_)
+
+    def _merge(self, names: np.ndarray) -> np.ndarray:
+        return np.array([self.merged_groups_.get(name, name) for name in names.astype(str).tolist()])
 
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
-        return np.zeros(n, dtype=np.intp) if self.groups_ is None else group_codes(groups, self.groups_, n)
-
-    @property
-    def _by_class(self) -> bool:
-        return self.condition_on_ in ("class", "class_and_group")
+        if self.groups_ is None:
+            return np.zeros(n, dtype=np.intp)
+        names = group_names(groups, n)[0]
+        return group_codes(self._merge(names) if self.merged_groups_ else names, self.groups_)
 
     @property
     def _by_group(self) -> bool:
         return self.condition_on_ in ("group", "class_and_group")
 
-    @property
-    def _class_names(self) -> list | None:
-        return self.classes_.tolist() if self._by_class else None
+    def _rank(self, n: int, level: float) -> int:
+        if self.guarantee_ == "pac":
+            return pac_rank(n, level, self.delta_, self.window_)
+        return conformal_rank(n, level)
 
-    @property
-    def _group_names(self) -> list | None:
-        return None if self.groups_ is None else self.groups_.tolist()
+    def _least_n(self, level: float) -> int:
+        return pac_least_n(level, self.delta_, self.window_) if self.guarantee_ == "pac" else least_n(level)
+
+    def _table(self, level: float) -> np.ndarray:
+        """Thresholds by condition."""
+        exact_level(level)
+        if self.guarantee_ == "marginal":
+            return self.calibration_.thresholds(level)
+        return self.calibration_.at_ranks(self.calibration_.ranks(lambda n: self._rank(n, level)))
 
     def _warn_of_small_conditions(self, level: float) -> None:
-        message = describe_small_conditions(self.calibration_.counts, self._class_names, self._group_names, level)
+        message = describe_small_conditions(self, level, self._least_n(level))
         if message:
             warnings.warn(message, CalibrationSizeWarning, stacklevel=3)

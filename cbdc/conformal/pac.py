@@ -99,7 +99,7 @@ def pac_least_n(confidence_level: float, delta: float = 0.05, window: int | None
     return low
 
 
-def pac_p_values(p_values: np.ndarray, n: np.ndarray, delta: float = 0.05) -> np.ndarray:
+def pac_p_values(p_values: np.ndarray, n: np.ndarray, delta: float = 0.05, window: int | None = None) -> np.ndarray:
     """Conformal p-values that hold given the calibration cases: the upper Clopper-Pearson limits of what they estimate.
 
     Parameters
@@ -108,6 +108,7 @@ def pac_p_values(p_values: np.ndarray, n: np.ndarray, delta: float = 0.05) -> np
         (1 + c) / (n + 1), where c of the n calibration cases conform no better.
     n : ndarray, broadcast with `p_values`
     delta : float, default=0.05
+    window : int, optional
 
     Returns
     -------
@@ -123,10 +124,19 @@ def pac_p_values(p_values: np.ndarray, n: np.ndarray, delta: float = 0.05) -> np
     >>> pac_p_values(np.array([0.01, 1.0]), 99).round(4)
     array([0.0298, 1.    ])
     """
-    _check(0, delta, None)
-    c = np.rint(p_values * (n + 1)) - 1
-    with np.errstate(invalid="ignore"):
+    _check(0, delta, window)
+    n = np.broadcast_to(n, p_values.shape)
+    c = np.rint(p_values * (n + 1)).astype(np.int64) - 1
+    if window is None:
         return np.where(c >= n, 1.0, special.betaincinv(c + 1, np.maximum(n - c, 1), 1 - delta))
+    # The largest share of the window that the threshold just above the label's score reaches too seldom
+    pairs, place = np.unique(np.stack([c.ravel(), n.ravel()]), axis=1, return_inverse=True)
+    reached = [0 if a >= b else int(stats.betabinom.ppf(delta, window, b - a, a + 1)) for a, b in pairs.T]
+    reached = [
+        j + 1 if a < b and stats.betabinom.cdf(j, window, b - a, a + 1) <= delta else j
+        for j, (a, b) in zip(reached, pairs.T)
+    ]
+    return (1 - np.array(reached) / window)[place.ravel()].reshape(p_values.shape)
 
 
 def _shortfall(n: int, k: int, level: float, window: int | None) -> float:

@@ -1,9 +1,10 @@
 """Conformity scores: pure functions of probabilities, higher for a label that conforms better.
 
 The values are probabilities, or their logarithms: the order of the scores is the same, but logarithms stay apart where
-probabilities underflow. A score is either elementwise, or `ranked`: a function of a whole row in ascending order, whose
-result rises, weakly, along the row and is the same for equal values. Then a permutation of the classes permutes the
-scores. To add a score, write the function and enter it in `SCORES`; the functions at the end apply any of them.
+probabilities underflow. A score may be any increasing function of the published one's negative; it is chosen so that
+labels of tiny probability stay apart. A score is either elementwise, or `ranked`: a function of a whole row in
+ascending order, whose result rises, weakly, along the row and is the same for equal values. Then a permutation of the
+classes permutes the scores. To add one, write the function and enter it in `SCORES`; the last functions apply any.
 """
 
 import functools
@@ -21,23 +22,30 @@ __all__ = [
     "check_score_params",
     "content_uniform",
     "lac",
-    "relaxed",
+    "margin",
+    "rank",
+    "raps",
+    "saps",
     "score_all",
+    "score_dtype",
     "score_labels",
     "sets_from",
+    "topk",
+    "truncated",
 ]
 
 _N_DIGESTED = 4  # the largest probabilities of a row stand for its content
 _FREQUENCY = 64.0  # phase for a factor e between two of them; rounding of 1e-7 then moves u by about 1e-5
 
-# Scores that differ by a last place of float32 count as tied, and a tie conforms: the size of the batch, or the order
-# in which an ensemble sums its votes, may move a probability that much, and must not move a case out of its set.
+# Calibration scores are lowered by a last place of float32, so that what differs by less counts as tied, and a tie
+# conforms: the size of the batch, or the order in which an ensemble sums its votes, may move a probability that much,
+# and must not move a case out of its set.
 _TIE = 2.0**-23
 
 Params = dict[str, Any]
 
 
-def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -> np.ndarray:
+def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
     """Least ambiguous sets: the (log-)probability of the label.
 
     It gives the smallest sets on average; a case of which no label is probable enough has an empty set.
@@ -48,6 +56,8 @@ def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -
         Probabilities, or their logarithms.
     u, log
         Without effect: the score is not randomised, and serves on either scale.
+    slack : float, default=0.0
+        Share by which the score is lowered; for calibration cases.
 
     Returns
     -------
@@ -62,10 +72,10 @@ def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -
     >>> lac(np.array([[0.25, 0.75]]))
     array([[0.25, 0.75]])
     """
-    return values
+    return _lowered(values, slack, log)
 
 
-def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False) -> np.ndarray:
+def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
     """Adaptive prediction sets: the probability of all labels ranked below, and 1 - u of the label's own.
 
     The usual score, the mass ranked above and u of the label's own, is one minus this, and a set that takes it up to a
@@ -81,6 +91,8 @@ def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False
         Numbers in [0, 1] that randomise the score; None stands for u = 1, all of the label's own probability.
     log : bool, default=False
         `ascending` holds logarithms, and so will the mass.
+    slack : float, default=0.0
+        Share by which the mass is lowered; for calibration cases.
 
     Returns
     -------
@@ -95,33 +107,231 @@ def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False
     >>> aps(np.array([[0.125, 0.25, 0.625]]))
     array([[0.   , 0.125, 0.375]])
     """
+    return _lowered(_mass(ascending, u, log), slack, log)
+
+
+def raps(
+    ascending: np.ndarray,
+    *,
+    u: np.ndarray | None = None,
+    log: bool = False,
+    slack: float = 0.0,
+    penalty: float = 0.1,
+    k_reg: int = 2,
+) -> np.ndarray:
+    """Regularised adaptive prediction sets: `aps` with a penalty on every rank beyond `k_reg`.
+
+    With c = mass below and 1 - u of the label's own, minus ``penalty * max(0, rank - k_reg)``, the score is an
+    increasing function of c that keeps apart what lies just above a multiple of the penalty, where tiny masses are.
+
+    Parameters
+    ----------
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities, or their logarithms, each row in ascending order.
+    u, log, slack
+        As for `aps`.
+    penalty : float, default=0.1
+        0 or more; 0 gives `aps`.
+    k_reg : int, default=2
+        Ranks without penalty.
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes), float64
+
+    References
+    ----------
+    Angelopoulos, Bates, Malik and Jordan, *Uncertainty sets for image classifiers using conformal prediction*,
+    arXiv:2009.14193.
+
+    Examples
+    --------
+    >>> raps(np.array([[0.125, 0.25, 0.625]]), penalty=0.5, k_reg=1).round(3)
+    array([[-2.   , -0.581,  0.777]])
+    """
+    mass = _lowered(_mass(ascending, u, log), slack, log)
+    return _penalised(mass, np.maximum(_ranks(ascending) - k_reg, 0), penalty, log)
+
+
+def saps(
+    ascending: np.ndarray,
+    *,
+    u: np.ndarray | None = None,
+    log: bool = False,
+    slack: float = 0.0,
+    weight: float = 0.2,
+) -> np.ndarray:
+    """Sorted adaptive prediction sets: of the probabilities only the largest counts, and beyond it the rank.
+
+    The published score is u times the largest probability for the label ranked first, and the largest probability plus
+    ``weight * (rank - 2 + u)`` for the others; this one falls where it rises.
+
+    Parameters
+    ----------
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities, or their logarithms, each row in ascending order.
+    u, log, slack
+        As for `aps`.
+    weight : float, default=0.2
+        Of each rank; more than 0.
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes), float64
+
+    References
+    ----------
+    Huang, Xi, Zhang, Yao, Qiu and Wei, *Conformal prediction for deep classifier via label ranking*, arXiv:2310.06430.
+
+    Examples
+    --------
+    >>> saps(np.array([[0.125, 0.25, 0.625]]), u=np.array([0.5]), weight=0.2).round(4)
+    array([[-0.925 , -0.725 , -0.3125]])
+    """
+    ranks = _ranks(ascending)
+    if u is None:  # -(p_max + weight * (rank - 1)), and 1 - p_max is the mass of the others
+        others = np.repeat(_mass_of_others(ascending, log)[:, None], ascending.shape[1], axis=1)
+        return _penalised(_lowered(others, slack, log), ranks - 1, weight, log)
+    largest = ascending[:, -1:].astype(float)
+    largest = np.exp(largest) if log else largest
+    first, u = ranks == 1, u[:, None].astype(float)
+    return -np.where(first, u * largest, largest + weight * (ranks - 2 + u)) * (1 + slack)
+
+
+def margin(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
+    """Probability of the label minus the largest of the others.
+
+    With c this difference the score is log(1 + c) where c is negative and -log(1 - c) elsewhere, both of them made of
+    sums of small probabilities, which keeps apart what differs from -1 or 1 by less than a rounding.
+
+    Parameters
+    ----------
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities, or their logarithms, each row in ascending order.
+    u
+        Without effect: the score is not randomised.
+    log, slack
+        As for `aps`.
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes), float64
+
+    References
+    ----------
+    Johansson, Linusson, Lofstrom and Bostrom, *Model-agnostic nonconformity functions for conformal classification*,
+    IJCNN 2017, doi:10.1109/IJCNN.2017.7966105.
+
+    Examples
+    --------
+    >>> margin(np.array([[0.125, 0.25, 0.625]])).round(3)  # of -0.5, -0.375 and 0.375
+    array([[-0.693, -0.47 ,  0.47 ]])
+    """
+    ascending = ascending.astype(float)
     add = np.logaddexp if log else np.add
-    ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
-    through, before = np.empty_like(ascending), np.empty_like(ascending)
-    through[:, 0] = ascending[:, 0]
-    for k in range(1, ascending.shape[1]):
-        add(through[:, k - 1], ascending[:, k], out=through[:, k])
-    before[:, 0] = -np.inf if log else 0
-    before[:, 1:] = through[:, :-1]
-    rises = ascending[:, 1:] != ascending[:, :-1]
-    if not rises.all():
-        first, last = _runs(rises)
-        before, through = np.take_along_axis(before, first, axis=1), np.take_along_axis(through, last, axis=1)
-    if u is not None:
-        _weigh(before, u, log)
-        _weigh(through, 1 - u, log)
-        add(before, through, out=before)
-    return before
+    others = _mass_of_others(ascending, log)
+    gap = add(others[:, None], ascending)  # 1 + c for all but the first
+    if ascending.shape[1] > 1:
+        gap[:, -1] = add(others, ascending[:, -2])  # 1 - c for the first
+    else:
+        gap[:, -1] = others
+    with np.errstate(divide="ignore"):
+        found = np.minimum(gap if log else np.log(gap), 0)
+    found[:, -1] = np.minimum(-found[:, -1], _LARGEST)
+    first = ascending == ascending[:, -1:]
+    return _lowered(np.where(first, found[:, -1:], found), slack, log=True)
+
+
+def topk(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
+    """Minus the rank of the label: sets of the k most probable labels, the same k for every case.
+
+    Parameters
+    ----------
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities, or their logarithms, each row in ascending order.
+    u, log, slack
+        Without effect: ranks are neither randomised nor rounded. So they tie, and coverage exceeds its level.
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes), float64
+
+    References
+    ----------
+    Angelopoulos, Bates, Malik and Jordan, arXiv:2009.14193, section 2.
+
+    Examples
+    --------
+    >>> topk(np.array([[0.125, 0.25, 0.625]]))
+    array([[-3., -2., -1.]])
+    """
+    return -_ranks(ascending).astype(float)
+
+
+def rank(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
+    """Rank first, and the label's probability among labels of one rank.
+
+    Like `topk`, but the last rank is taken in only where its probability is large enough, so that ranks do not tie.
+
+    Parameters
+    ----------
+    ascending : ndarray of shape (n, n_classes)
+        Probabilities, or their logarithms, each row in ascending order.
+    u
+        Without effect: the score is not randomised.
+    log, slack
+        As for `aps`.
+
+    Returns
+    -------
+    ndarray of shape (n, n_classes), float64
+
+    References
+    ----------
+    Luo and Zhou, *Trustworthy classification through rank-based conformal prediction sets*, arXiv:2407.04407.
+
+    Examples
+    --------
+    >>> rank(np.array([[0.125, 0.25, 0.625]])).round(3)
+    array([[-2.675, -1.581, -0.32 ]])
+    """
+    return _penalised(_lowered(ascending, slack, log), _ranks(ascending), 1.0, log)
 
 
 class Score(NamedTuple):
-    """A score, and whether it is a function of the whole row in ascending order."""
+    """A score, and what holds of it.
+
+    Parameters
+    ----------
+    function : callable
+    ranked : bool
+        A function of the whole row in ascending order.
+    narrow : bool
+        Computed in the dtype of the values; otherwise in float64.
+    infinite : bool
+        It may be minus infinity on the linear scale too.
+    defaults : dict
+        Its numbers.
+    """
 
     function: Callable[..., np.ndarray]
-    ranked: bool
+    ranked: bool = True
+    narrow: bool = False
+    infinite: bool = False
+    defaults: Params = {}  # noqa: RUF012
 
 
-SCORES = {"lac": Score(lac, ranked=False), "aps": Score(aps, ranked=True)}
+SCORES = {
+    "lac": Score(lac, ranked=False, narrow=True),
+    "aps": Score(aps, narrow=True),
+    "raps": Score(raps, defaults={"penalty": 0.1, "k_reg": 2}),
+    "saps": Score(saps, defaults={"weight": 0.2}),
+    "margin": Score(margin, infinite=True),
+    "topk": Score(topk),
+    "rank": Score(rank),
+}
+
+_LARGEST = 1e30  # stands for infinity, which is kept for thresholds
 
 
 def check_score_params(name: str, params: Params | None) -> Params:
@@ -130,17 +340,33 @@ def check_score_params(name: str, params: Params | None) -> Params:
     Raises
     ------
     ParameterError
-        If the score has no such number.
+        If the score has no such number, or it is out of range.
+
+    Examples
+    --------
+    >>> check_score_params("raps", {"penalty": 0.5})
+    {'penalty': 0.5, 'k_reg': 2}
     """
-    if params:
-        raise ParameterError(f"score_params: got {params!r}, but the score {name!r} has no parameters. Fix: pass None.")
-    return {}
+    defaults = SCORES[name].defaults
+    if unknown := sorted(set(params or {}) - set(defaults)):
+        allowed = f"it takes {', '.join(defaults)}" if defaults else "it takes none; pass None"
+        raise ParameterError(f"score_params: the score {name!r} has no {unknown[0]!r}: {allowed}.")
+    found = defaults | (params or {})
+    for key, value in found.items():
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        least = np.nextafter(0, 1) if key == "weight" else 0
+        if not number or not least <= value < np.inf or (key == "k_reg" and value != int(value)):
+            kind = {"k_reg": "a whole number, 0 or more", "penalty": "a number, 0 or more", "weight": "more than 0"}[
+                key
+            ]
+            raise ParameterError(f"score_params: {key} is {value!r}; expected {kind}.")
+        found[key] = int(value) if key == "k_reg" else float(value)
+    return found
 
 
-def relaxed(name: str, scores: np.ndarray, *, log: bool) -> np.ndarray:
-    """Scores of calibration cases as float64, lowered by what rounding may move them."""
-    scores = scores.astype(float)
-    return scores - _TIE if log else scores * (1 - _TIE)  # no score of the linear scale is negative
+def score_dtype(name: str, dtype: np.dtype) -> np.dtype:
+    """In what the score of values of this dtype is computed."""
+    return np.dtype(dtype) if SCORES[name].narrow else np.dtype(np.float64)
 
 
 def content_uniform(ascending: np.ndarray, seed: int, *, log: bool = False) -> np.ndarray:
@@ -187,14 +413,13 @@ def _frequencies(seed: int) -> tuple[np.ndarray, float]:
 def score_all(
     name: str, values: np.ndarray, *, log: bool = False, seed: int | None = None, params: Params | None = None
 ) -> np.ndarray:
-    """Scores of all labels, (n, n_classes), in the dtype of `values`; randomised where a seed is given."""
-    params = params or {}
+    """Scores of all labels, (n, n_classes), in `score_dtype`; randomised where a seed is given."""
     if not SCORES[name].ranked:
-        return SCORES[name].function(values, log=log, **params)
+        return SCORES[name].function(values, log=log, **params or {})
     n, n_classes = values.shape
     order = np.argsort(values, axis=1)
     order += np.arange(0, n * n_classes, n_classes)[:, None]
-    scores = np.empty(n * n_classes, dtype=values.dtype)
+    scores = np.empty(n * n_classes, dtype=score_dtype(name, values.dtype))
     scores[order] = _score_ranked(name, values.ravel().take(order), log, seed, params)
     return scores.reshape(n, n_classes)
 
@@ -207,15 +432,17 @@ def score_labels(
     log: bool = False,
     seed: int | None = None,
     params: Params | None = None,
+    calibration: bool = False,
 ) -> np.ndarray:
-    """Score of one label a row, (n,): that of `score_all`, to the bit."""
-    params = params or {}
+    """Score of one label a row, (n,): that of `score_all`, to the bit; of calibration cases lowered by a rounding."""
     rows = np.arange(len(values))
     own = values[rows, labels]
+    slack = _TIE if calibration else 0.0
     if not SCORES[name].ranked:
-        return SCORES[name].function(own, log=log, **params)
+        return SCORES[name].function(own.astype(float) if calibration else own, log=log, slack=slack, **params or {})
     ascending = np.sort(values, axis=1)
-    return _score_ranked(name, ascending, log, seed, params)[rows, np.sum(ascending < own[:, None], axis=1)]
+    scores = _score_ranked(name, ascending, log, seed, params, slack)
+    return scores[rows, np.sum(ascending < own[:, None], axis=1)]
 
 
 def sets_from(
@@ -235,15 +462,115 @@ def sets_from(
         return score_all(name, values, log=log, seed=seed, params=params) >= limits
     # With one limit a row, the labels in the set are those at least as probable as the least probable one in it.
     ascending = np.sort(values, axis=1)
-    outside = np.sum(_score_ranked(name, ascending, log, seed, params or {}) < limits, axis=1)
+    outside = np.sum(_score_ranked(name, ascending, log, seed, params) < limits, axis=1)
     last = values.shape[1] - 1
     least = np.where(outside > last, np.inf, ascending[np.arange(len(values)), np.minimum(outside, last)])
     return values >= least.astype(values.dtype)[:, None]
 
 
-def _score_ranked(name: str, ascending: np.ndarray, log: bool, seed: int | None, params: Params) -> np.ndarray:
+def truncated(scores: np.ndarray, values: np.ndarray, labels: np.ndarray | None, limits: np.ndarray) -> np.ndarray:
+    """Scores, but minus infinity for a label ranked lower than its class is allowed (rank-calibrated sets).
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,) or (n, n_classes)
+        Of one label a row, or of all.
+    values : ndarray of shape (n, n_classes)
+    labels : ndarray of shape (n,) or None
+        The label scored in each row; None for all.
+    limits : ndarray of shape (n_classes,), int
+        Lowest rank allowed of each class; a rank is one more than the number of labels strictly more probable.
+    """
+    if labels is not None:
+        own = values[np.arange(len(values)), labels]
+        return np.where(np.sum(values > own[:, None], axis=1) < limits[labels], scores, -np.inf)
+    order = np.argsort(values, axis=1)
+    ranks = np.empty(values.shape, dtype=np.intp)
+    np.put_along_axis(ranks, order, _ranks(np.take_along_axis(values, order, axis=1)), axis=1)
+    return np.where(ranks <= limits, scores, -np.inf)
+
+
+def _score_ranked(
+    name: str, ascending: np.ndarray, log: bool, seed: int | None, params: Params | None, slack: float = 0.0
+) -> np.ndarray:
     u = None if seed is None else content_uniform(ascending, seed, log=log).astype(ascending.dtype)
-    return SCORES[name].function(ascending, u=u, log=log, **params)
+    if slack:  # in float64, where so small a share is not rounded away
+        ascending = ascending.astype(float)
+    return SCORES[name].function(ascending, u=u, log=log, slack=slack, **params or {})
+
+
+def _lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:
+    """Masses, or their logarithms, less a share."""
+    if not slack:
+        return values
+    if not log:
+        return values * (1 - slack)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isneginf(values), values, values - slack * np.maximum(1, np.abs(values)))
+
+
+def _mass(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.ndarray:
+    """Probability of all labels ranked below, and 1 - u of the label's own rank; none of the latter without u."""
+    add = np.logaddexp if log else np.add
+    ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
+    through, before = np.empty_like(ascending), np.empty_like(ascending)
+    through[:, 0] = ascending[:, 0]
+    for k in range(1, ascending.shape[1]):
+        add(through[:, k - 1], ascending[:, k], out=through[:, k])
+    before[:, 0] = -np.inf if log else 0
+    before[:, 1:] = through[:, :-1]
+    rises = ascending[:, 1:] != ascending[:, :-1]
+    if not rises.all():
+        first, last = _runs(rises)
+        before, through = np.take_along_axis(before, first, axis=1), np.take_along_axis(through, last, axis=1)
+    if u is not None:
+        _weigh(before, u, log)
+        _weigh(through, 1 - u, log)
+        add(before, through, out=before)
+    return before
+
+
+def _mass_of_others(ascending: np.ndarray, log: bool) -> np.ndarray:
+    """Probability of all labels but the first, (n,), float64, summed from the smallest up."""
+    add = np.logaddexp if log else np.add
+    total = np.full(len(ascending), -np.inf if log else 0.0)
+    for k in range(ascending.shape[1] - 1):
+        add(total, ascending[:, k], out=total)
+    return total
+
+
+def _penalised(mass: np.ndarray, steps: np.ndarray, penalty: float, log: bool) -> np.ndarray:
+    """An increasing function of mass - penalty * steps, for masses in [0, 1] and whole steps.
+
+    Tiny masses lie just above a multiple of the penalty, where that difference would round them away. So the whole
+    number q of penalties and the rest above it are kept apart: -q, and a function of the rest that rises from 0 to 1
+    like its logarithm.
+    """
+    mass = mass.astype(float)
+    if penalty == 0:
+        return mass
+    logs = mass
+    if not log:
+        with np.errstate(divide="ignore"):
+            logs = np.log(mass)
+    q = steps.astype(float)
+    if penalty < 1:
+        large = logs > np.log(penalty)
+        linear = np.exp(mass[large]) if log else mass[large]
+        more = np.ceil(linear / penalty) - 1
+        q[large] -= more
+        logs = logs.copy() if log else logs
+        with np.errstate(divide="ignore"):
+            logs[large] = np.log(np.clip(linear - penalty * more, 0, penalty))
+    return 1 / (1 + np.log(penalty) - logs) - q
+
+
+def _ranks(ascending: np.ndarray) -> np.ndarray:
+    """One more than the number of strictly larger values, for each value of the rows."""
+    n, n_classes = ascending.shape
+    ranks = np.broadcast_to(np.arange(n_classes, 0, -1), (n, n_classes))
+    rises = ascending[:, 1:] != ascending[:, :-1]
+    return ranks if rises.all() else n_classes - _runs(rises)[1]
 
 
 def _runs(rises: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,15 +28,19 @@ def least_n(confidence_level: float) -> int:
 class CalibrationScores:
     """Scores of the calibration cases, by condition.
 
-    A condition is a pair of a group and a class; where the guarantee is not split by groups (or by classes) there is
-    one group (or one class) for all. So every table here is of shape (n_groups or 1, n_classes or 1).
+    A condition is a pair of a group and a column: a class, or a cluster of classes; where the guarantee is not split by
+    groups (or by classes) there is one group (or one column) for all. So every table here is of shape (n_groups or 1,
+    n_columns or 1).
 
     Parameters
     ----------
     scores : ndarray of shape (n,), float64
         Ascending within each condition, the conditions one after another, row by row of the table.
-    counts : ndarray of shape (n_groups or 1, n_classes or 1), int64
+    counts : ndarray of shape (n_groups or 1, n_columns or 1), int64
         Cases of each condition.
+    units : ndarray of shape (n,), int64, or None
+        Number of the patient or lesion of each case; None where every case is its own. The cases of one unit in a
+        condition then share the weight of one case (hierarchical conformal prediction, arXiv:2306.06342).
 
     Examples
     --------
@@ -46,28 +51,53 @@ class CalibrationScores:
 
     scores: np.ndarray
     counts: np.ndarray
+    units: np.ndarray | None = None
 
     @classmethod
-    def from_cases(cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int]) -> "CalibrationScores":
+    def from_cases(
+        cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int], *, units: np.ndarray | None = None
+    ) -> "CalibrationScores":
         """Sort the scores (n,) of cases within their conditions, flat indices (n,) into a table of the given shape."""
         counts = np.bincount(conditions, minlength=math.prod(shape)).reshape(shape).astype(np.int64)
-        ordered = np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])]
-        return cls(ordered.astype(float), counts)
+        if units is None:
+            ordered = np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])]
+            return cls(ordered.astype(float), counts)
+        order = np.lexsort([units, scores, conditions])
+        return cls(scores[order].astype(float), counts, units[order].astype(np.int64))
 
     @property
     def offsets(self) -> np.ndarray:
         """Where in `scores` each condition begins."""
         return (np.cumsum(self.counts) - self.counts.ravel()).reshape(self.counts.shape)
 
+    @property
+    def conditions(self) -> np.ndarray:
+        """Flat index of the condition of each score, (n,)."""
+        return np.repeat(np.arange(self.counts.size), self.counts.ravel())
+
+    @functools.cached_property
+    def n_units(self) -> np.ndarray:
+        """Units of each condition, a table: what a threshold rests on."""
+        return self.counts if self.units is None else self._shares[2]
+
     def thresholds(self, confidence_level: float) -> np.ndarray:
         """Least score that is still in the set, a table; minus infinity where the cases are too few."""
+        if self.units is not None:
+            return self._weighted_thresholds(confidence_level)
+        return self.at_ranks(self.ranks(lambda n: conformal_rank(n, confidence_level)))
+
+    def ranks(self, rank: Callable[[int], int]) -> np.ndarray:
+        """A rank for each condition by its number of cases, a table."""
         counts, place = np.unique(self.counts, return_inverse=True)
-        ranks = np.array([conformal_rank(n, confidence_level) for n in counts])[place].reshape(self.counts.shape)
-        places = np.maximum(self.offsets + self.counts - ranks, 0)  # the rank counts from the best score down
+        return np.array([rank(int(n)) for n in counts])[place].reshape(self.counts.shape)
+
+    def at_ranks(self, ranks: np.ndarray) -> np.ndarray:
+        """The scores of these ranks, from the best down, a table; minus infinity where a rank exceeds the cases."""
+        places = np.maximum(self.offsets + self.counts - ranks, 0)
         return np.where(ranks > self.counts, -np.inf, np.append(self.scores, np.nan)[places])
 
-    def p_values(self, scores: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Share of the condition's cases, the new one among them, that conform no better: (n, n_classes).
+    def p_values(self, scores: np.ndarray, groups: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Share of the condition's units, the new one among them, that conform no better: (n, n_classes).
 
         Parameters
         ----------
@@ -75,11 +105,18 @@ class CalibrationScores:
             Of every label of the new cases.
         groups : ndarray of shape (n,), int
             Row of the table of each new case.
+        columns : ndarray of shape (n_classes,), int, optional
+            Column of the table of each class; None where there is one for each class, or one for all.
         """
+        columns = np.arange(self.counts.shape[1]) if columns is None else columns
         values, shift, keys = self._search
-        wanted = np.searchsorted(values, scores, side="right") - 1 + shift[groups]
-        no_better = np.searchsorted(keys, wanted, side="right") - self.offsets[groups]
-        return (no_better + 1) / (self.counts[groups] + 1)
+        cells = groups[:, None], columns[None, :]
+        wanted = np.searchsorted(values, scores, side="right") - 1 + shift[cells]
+        ends = np.searchsorted(keys, wanted, side="right")
+        if self.units is None:
+            return (ends - self.offsets[cells] + 1) / (self.counts[cells] + 1)
+        one, below, n_units = self._shares
+        return (below[ends] - below[self.offsets[cells]] + one) / (one * (n_units[cells] + 1))
 
     @functools.cached_property
     def _search(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,6 +125,36 @@ class CalibrationScores:
         values, ranks = np.unique(self.scores, return_inverse=True)
         shift = np.arange(self.counts.size).reshape(self.counts.shape) * (len(values) + 1)
         return values, shift, ranks + np.repeat(shift.ravel(), self.counts.ravel())
+
+    @functools.cached_property
+    def _shares(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Weight of a unit, sums of the weights of the scores below each place (n + 1,), and units of each condition.
+
+        Whole numbers, so that no sum is rounded across a rank: a unit weighs the least common multiple of the numbers
+        of cases, or 2**40 where that is too large, and then its cases weigh a hair less than it, which is conservative.
+        """
+        assert self.units is not None
+        pairs = np.stack([self.conditions, self.units])
+        unique, place, sizes = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+        one = 1
+        for size in np.unique(sizes).tolist():
+            one = min(math.lcm(one, size), 2**40)
+        below = np.concatenate([[0], np.cumsum(one // sizes[place.ravel()])])
+        n_units = np.bincount(unique[0], minlength=self.counts.size).reshape(self.counts.shape)
+        return one, below, n_units
+
+    def _weighted_thresholds(self, confidence_level: float) -> np.ndarray:
+        one, below, n_units = self._shares
+        level = exact_level(confidence_level)
+        found = np.full(self.counts.shape, -np.inf)
+        for cell, offset in np.ndenumerate(self.offsets):
+            end = offset + self.counts[cell]
+            needed = math.ceil(level * (int(n_units[cell]) + 1) * one)
+            # The last place from which the scores up to the best weigh enough
+            place = np.searchsorted(below[offset : end + 1], below[end] - needed, side="right") - 1
+            if place >= 0:
+                found[cell] = self.scores[offset + place]
+        return found
 
 
 def round_up(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:

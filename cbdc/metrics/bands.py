@@ -71,7 +71,12 @@ def conformal_rank(n: int, confidence_level: float) -> int:
 
 
 def coverage_band(
-    n_calibration: ArrayLike, n_test: ArrayLike, confidence_level: float, *, probability: float = 0.9
+    n_calibration: ArrayLike,
+    n_test: ArrayLike,
+    confidence_level: float,
+    *,
+    probability: float = 0.9,
+    ranks: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """Exact central band of the coverage that a split-conformal predictor realises on a test set.
 
@@ -87,6 +92,8 @@ def coverage_band(
         Nominal level of the sets.
     probability : float, default=0.9
         Probability of the band.
+    ranks : like `n_calibration`, optional
+        Ranks of the thresholds, where they are not those of the level: PAC thresholds, for example.
 
     Returns
     -------
@@ -129,7 +136,11 @@ def coverage_band(
     total = int(cells[1].sum())
     if total == 0:
         return math.nan, math.nan
-    laws = [_covered_law(int(n), int(m), confidence_level) for n, m in zip(*cells)]
+    if ranks is None:
+        ranks = [conformal_rank(int(n), confidence_level) for n in cells[0]]
+    elif np.shape(np.atleast_1d(ranks)) != cells[0].shape:
+        raise ValueError(f"ranks: got shape {np.shape(ranks)}; give one for each of n_calibration.")
+    laws = [_covered_law(int(n), int(m), int(k)) for n, m, k in zip(*cells, np.atleast_1d(ranks))]
     distribution = np.cumsum(np.clip(reduce(signal.convolve, laws), 0, None))
     distribution /= distribution[-1]
     tail = (1 - probability) / 2
@@ -137,9 +148,8 @@ def coverage_band(
     return float(low / total), float(high / total)
 
 
-def _covered_law(n_calibration: int, n_test: int, confidence_level: float) -> np.ndarray:
+def _covered_law(n_calibration: int, n_test: int, rank: int) -> np.ndarray:
     """Probabilities of 0..n_test covered cases."""
-    rank = conformal_rank(n_calibration, confidence_level)
     if rank > n_calibration:
         return np.eye(1, n_test + 1, n_test)[0]
     return stats.betabinom.pmf(np.arange(n_test + 1), n_test, rank, n_calibration + 1 - rank)

@@ -321,7 +321,7 @@ def _model(classifier: "CBDCClassifier", level: float) -> dict[str, Any]:
         "n_classes": len(classifier.classes_),
         "provenance": classifier.provenance_,
         "split": getattr(classifier, "notes_", {}).get("split"),
-        "guarantee": str(classifier.conformal_.guarantee(level)),
+        "guarantee": str(classifier.conformal_.certificate(level)),
     }
 
 

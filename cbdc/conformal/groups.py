@@ -1,0 +1,75 @@
+"""Groups by one attribute or several, and what becomes of those with too few cases."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import ParameterError
+from ._codes import check_groups
+
+__all__ = ["group_names", "merge_small_groups"]
+
+
+def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Name of each case's group (n,), and its attributes (n, n_attributes).
+
+    Of several attributes, the columns of a table, every combination is a group, named by the values: with the names of
+    the columns where there are any, as in ``"sex=female, skin_type=V"``.
+    """
+    if not isinstance(groups, pd.DataFrame) and np.ndim(groups) < 2:
+        names = check_groups(groups, n)
+        return names, names[:, None]
+    table = groups if isinstance(groups, pd.DataFrame) else pd.DataFrame(np.asarray(groups))
+    if len(table) != n or table.shape[1] == 0:
+        raise ParameterError(f"groups: got shape {table.shape}; expected ({n}, n_attributes), a row for each case.")
+    columns = []
+    for name in table.columns:
+        values = check_groups(table[name].to_numpy(), n).astype(str)
+        columns.append(np.char.add(f"{name}=", values) if isinstance(name, str) else values)
+    attributes = np.stack(columns, axis=1)
+    return np.array([", ".join(row) for row in attributes]), attributes
+
+
+def merge_small_groups(
+    names: np.ndarray, attributes: np.ndarray, is_small: Callable[[np.ndarray], bool]
+) -> dict[str, str]:
+    """New name of every group that is merged because it is too small; the others keep theirs.
+
+    Small groups that agree in all attributes but the last are pooled first, then those that agree in all but the last
+    two, and at last all that are left; so put the attribute that matters most first. What is still too small then joins
+    the smallest of the other groups.
+
+    Parameters
+    ----------
+    names : ndarray of shape (n,)
+    attributes : ndarray of shape (n, n_attributes)
+    is_small : callable
+        Takes the indices of the cases of a group.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    first = {str(name): attributes[i].astype(str) for name, i in zip(*np.unique(names, return_index=True))}
+    members = {name: [name] for name in first}
+    cases = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+
+    def pool(parts: list[str], name: str) -> None:
+        found = [member for part in parts for member in members.pop(part)]
+        indices = np.concatenate([cases.pop(part) for part in parts])
+        members[name], cases[name] = found, indices
+
+    for depth in range(attributes.shape[1] - 1, -1, -1):
+        small = [name for name in members if is_small(cases[name])]
+        by_prefix: dict[tuple, list[str]] = {}
+        for name in small:
+            by_prefix.setdefault(tuple(first[members[name][0]][:depth]), []).append(name)
+        for prefix, parts in by_prefix.items():
+            if len(parts) > 1:
+                pool(parts, ", ".join([*prefix, "other"]))
+    while len(members) > 1 and (small := [name for name in members if is_small(cases[name])]):
+        rest = sorted((name for name in members if name != small[0]), key=lambda name: (len(cases[name]), name))
+        pool([rest[0], small[0]], rest[0] if rest[0].endswith("other") else f"{rest[0]} or other")
+    return {old: new for new, old_names in members.items() for old in old_names if old != new}

@@ -1,0 +1,702 @@
+"""`HierarchicalConformalClassifier`: answers that are nodes of a tree of diagnoses, with a coverage guarantee.
+
+For every case the probabilities fix a nested family of sets of classes, each of them a node of the tree or a few nodes,
+from the predicted class up to the root. The conformity score of a class is read off the step at which the family takes
+it in, so that thresholding the scores gives a member of the family, and coverage is split conformal prediction's.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from ..errors import CalibrationSizeWarning, ParameterError
+from ..metrics import conformal_rank, exact_level
+from ..taxonomy import Taxonomy, suggestion
+from ._base import ScoringClassifier
+from ._codes import check_groups, group_codes
+from .certificate import Certificate, Condition
+from .scores import content_uniform
+from .thresholds import CalibrationScores, least_n
+
+__all__ = ["HierarchicalConformalClassifier"]
+
+_CELLS = 2**20  # nodes times classes times cases at once
+_TIE = 2.0**-23  # calibration scores are lowered by one last place of float32, so that a tie after rounding conforms
+_SAVED = ("score", "mode", "max_nodes", "condition_on", "confidence_level", "allow_empty", "randomized")
+
+
+class HierarchicalConformalClassifier(ScoringClassifier):
+    """Prediction sets that are nodes of a taxonomy: one node, a few nodes, or a set for every level of the tree.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        Classifier with `predict_proba`. None: X is the (n, n_classes) matrix of probabilities itself, and y holds
+        column numbers.
+    taxonomy : Taxonomy or None, default=None
+        Tree whose leaves are the classes. None: all classes under one root.
+    leaves : sequence of str or None, default=None
+        Leaf of each class, in the order of `classes_`. None: the classes bear the names of their leaves; without an
+        estimator, the columns are all leaves of the tree in their sorted order. Leaves of the tree that are no class
+        are left out of it.
+    mode : {"node", "antichain", "levels"}, default="node"
+        "node": one node, on the path from the predicted class up to the root. "antichain": at most `max_nodes` nodes,
+        none above another. "levels": every level of the tree has a threshold of its own, and a class is in the set if
+        at every level its ancestor passes; the set may then be empty.
+    max_nodes : int or None, default=None
+        With ``mode="antichain"``; None: no bound, and the answer is the flat set in as few nodes as name it.
+    score : {"mass", "density"}, default="mass"
+        "mass": how much probability is left outside before a class is taken in; in node mode the answer is then the
+        lowest node of more than a calibrated probability. "density": the mean probability of the classes that are taken
+        in together, which gives the fewest classes on average.
+    condition_on : {None, "class", "group"}, default=None
+        For whom the guarantee holds: on average, within every class, or within every group. For "class" the answer is
+        the least member of the family with all classes that conform, so that coverage may exceed the level.
+    confidence_level : float, default=0.9
+        Level of the answers; the methods may be asked another.
+    allow_empty : bool, default=False
+        Whether a case may have no answer. If not, the predicted class is in every set (but for ``mode="levels"``), and
+        a classifier that is right more often than the level asks has a coverage above the level.
+    randomized : bool, default=False
+        Whether "mass" counts a random share of what a step takes in: coverage given the case then varies less, and a
+        case may be answered one step lower than its like. The number is a function of the probabilities and the seed.
+    prefit : bool, default=False
+        The estimator is already fitted, and used as it is.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the randomised score; None stands for 0.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    estimator_ : classifier or None
+    taxonomy_ : Taxonomy
+    leaves_ : tuple of str
+        Leaf of each class.
+    nodes_ : tuple of str
+        Nodes that an answer may hold, the root first. Of nodes with the same classes below, only the lowest.
+    level_nodes_ : tuple of tuple of str
+        Nodes at each depth of the tree, from the root on; a leaf that ends earlier stands for itself further down.
+    calibration_ : CalibrationScores
+        Sorted scores by condition.
+    groups_ : ndarray of shape (n_groups,) or None
+    n_calibration_ : int, ndarray of shape (n_classes,), or dict by group
+    n_features_in_ : int
+    feature_names_in_ : ndarray
+        If X had names.
+
+    Notes
+    -----
+    **Guarantee.** Assumption: calibration cases and the new case are exchangeable, and none was used to fit, to choose
+    or to tune the classifier; the taxonomy is fixed beforehand. Statement: the true class is below the nodes of the
+    answer with probability >= confidence_level, given the class or the group where `condition_on` says so; at every
+    depth at once the projected answer then holds the true ancestor. Without ties, without "class" and outside "levels"
+    the coverage given the calibration cases has the law of any split-conformal set; the one tie that is made is that
+    of the predicted classes, if `allow_empty` is False. What breaks it: another population; several images of one
+    lesion or patient; calibrating on training data; a taxonomy or level chosen after looking at the answers. It is no
+    statement about a single case, and none about the other nodes of its size.
+
+    Probabilities below 1e-308 count as 0 here: they tie, which only adds to coverage.
+
+    References
+    ----------
+    Mortier, Javanmardi, Sale, Huellermeier and Waegeman, *Conformal prediction in hierarchical classification with
+    constrained representation complexity*, arXiv:2501.19038. Den Hengst, Blin, Mohammadi, Shah and Younesian,
+    *Hierarchical conformal classification*, arXiv:2508.13288. For "levels": Timans, Straehle, Sakmann and Nalisnick,
+    *Max-rank: efficient multiple testing for conformal prediction*, arXiv:2311.10900.
+
+    Examples
+    --------
+    >>> from cbdc.taxonomy import Taxonomy
+    >>> tree = Taxonomy({"lesion": None, "pigmented": "lesion", "mel": "pigmented", "nv": "pigmented", "bcc": "lesion"})
+    >>> rng = np.random.default_rng(0)
+    >>> P = rng.dirichlet([1, 1, 1], 500)                  # columns: bcc, mel, nv
+    >>> y = (P.cumsum(axis=1) < rng.random((500, 1))).sum(axis=1)
+    >>> clf = HierarchicalConformalClassifier(taxonomy=tree, confidence_level=0.8).conformalize(P, y)
+    >>> clf.predict_nodes(np.array([[0.01, 0.97, 0.02], [0.05, 0.45, 0.5], [0.4, 0.3, 0.3]]))
+    [('mel',), ('pigmented',), ('lesion',)]
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **{k: v for k, v in ScoringClassifier._parameter_constraints.items() if k != "score_params"},
+        "taxonomy": [Taxonomy, None],
+        "leaves": ["array-like", None],
+        "mode": [StrOptions({"node", "antichain", "levels"})],
+        "max_nodes": [Interval(Integral, 1, None, closed="left"), None],
+        "score": [StrOptions({"mass", "density"})],
+        "condition_on": [StrOptions({"class", "group"}), None],
+        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "allow_empty": ["boolean"],
+    }
+    _calibrated = ("calibration_", "level_scores_", "groups_")
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        taxonomy: Taxonomy | None = None,
+        leaves: Sequence[str] | None = None,
+        mode: str = "node",
+        max_nodes: int | None = None,
+        score: str = "mass",
+        condition_on: str | None = None,
+        confidence_level: float = 0.9,
+        allow_empty: bool = False,
+        randomized: bool = False,
+        prefit: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.taxonomy = taxonomy
+        self.leaves = leaves
+        self.mode = mode
+        self.max_nodes = max_nodes
+        self.score = score
+        self.condition_on = condition_on
+        self.confidence_level = confidence_level
+        self.allow_empty = allow_empty
+        self.randomized = randomized
+        self.prefit = prefit
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Train the classifier, if there is one to train, and check that its classes are leaves of the tree.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+
+        Returns
+        -------
+        Self
+            Not calibrated.
+        """
+        super().fit(X, y)
+        self._plant()
+        return self
+
+    def conformalize(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Calibrate on cases that `fit` never saw. Only their scores are kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        groups : array-like of shape (n,), int or str, optional
+            Group of each case; for ``condition_on="group"``.
+
+        Returns
+        -------
+        HierarchicalConformalClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a label or a probability is not what it should be (the message names the row), a class is no leaf of the
+            tree, or groups are missing.
+
+        Warns
+        -----
+        CalibrationSizeWarning
+            If there are too few cases, of a class or of a group, for a threshold at `confidence_level`.
+        """
+        self._prepare(X)
+        values = self._values(X)
+        n, labels = len(values), self._labels(y, len(values))
+        self.groups_ = np.unique(check_groups(groups, n)) if self.condition_on_ == "group" else None
+        scores = self._family_scores(values)[np.arange(n), :, labels] * (1 - _TIE)
+        self.level_scores_ = np.sort(scores, axis=0) if self.mode_ == "levels" else None
+        if self.level_scores_ is not None:  # the cases that conform no better, itself not counted
+            scores = self._counts(scores[:, :, None])[:, 0] - 1
+        rows = self._group_codes(groups, n)
+        columns = labels if self.condition_on_ == "class" else 0
+        n_columns = len(self.classes_) if self.condition_on_ == "class" else 1
+        shape = (1 if self.groups_ is None else len(self.groups_), n_columns)
+        scores = scores if scores.ndim == 1 else scores[:, 0]
+        self.calibration_ = CalibrationScores.from_cases(scores, rows * n_columns + columns, shape)
+        self._warn_of_few_cases(self.confidence_level)
+        return self
+
+    def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
+        """P-value of every class: it is in the answer at a level exactly if this exceeds ``1 - exact_level(level)``.
+
+        Along the family of a case they never rise, so that the classes above any limit are a member of the family.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        groups : array-like of shape (n,), optional
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), float64
+        """
+        self._check_conformalized()
+        values = self._values(X)
+        rows = self._group_codes(groups, len(values))
+        found = np.empty(values.shape)
+        for block in self._blocks_of(len(values)):
+            scores = self._score_all(values[block])
+            p = self.calibration_.p_values(scores, rows[block])
+            if self.condition_on_ == "class":  # a class comes with all that the family takes in before it
+                later = scores[:, None, :] <= scores[:, :, None]
+                p = np.where(later, p[:, None, :], 0).max(axis=2)
+            found[block] = p
+        return found
+
+    def predict_set(
+        self, X: ArrayLike, confidence_level: float | None = None, groups: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Classes below the nodes of the answer.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        confidence_level : float, optional
+            Default: that of the constructor. Answers are nested in it.
+        groups : array-like of shape (n,), optional
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), bool
+            Columns in the order of `classes_`.
+
+        Warns
+        -----
+        CalibrationSizeWarning
+            If there are too few cases for a threshold at another level than the constructor's.
+        """
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        limit = float(1 - exact_level(level))
+        if level != self.confidence_level:
+            self._warn_of_few_cases(level)
+        return self.p_values(X, groups) > limit
+
+    def predict_node_set(
+        self, X: ArrayLike, confidence_level: float | None = None, groups: ArrayLike | None = None
+    ) -> np.ndarray:
+        """Nodes of the answer: the fewest below which are exactly the classes of `predict_set`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        confidence_level : float, optional
+        groups : array-like of shape (n,), optional
+
+        Returns
+        -------
+        ndarray of shape (n, n_nodes), bool
+            Columns in the order of `nodes_`. In node mode one a row.
+        """
+        sets = self.predict_set(X, confidence_level, groups)
+        return self._tree.top_nodes(self._tree.sums(~sets.T, int) == 0).T
+
+    def predict_nodes(
+        self, X: ArrayLike, confidence_level: float | None = None, groups: ArrayLike | None = None
+    ) -> list[tuple[str, ...]]:
+        """Names of the nodes of `predict_node_set`, a tuple for each case, higher nodes first."""
+        found = self.predict_node_set(X, confidence_level, groups)
+        return [tuple(self.nodes_[i] for i in np.flatnonzero(row)) for row in found]
+
+    def predict_levels(
+        self, X: ArrayLike, confidence_level: float | None = None, groups: ArrayLike | None = None
+    ) -> list[np.ndarray]:
+        """The answer at each depth of the tree: nodes there with a class of `predict_set` at or below them.
+
+        A node is in the set of its depth exactly if one of its children is in that of the next, and with the true class
+        all its ancestors are: the guarantee holds at every depth at once.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        confidence_level : float, optional
+        groups : array-like of shape (n,), optional
+
+        Returns
+        -------
+        list of ndarray of shape (n, n_nodes_of_the_depth), bool
+            From the root on; columns in the order of `level_nodes_`.
+        """
+        sets = self.predict_set(X, confidence_level, groups)
+        return [
+            np.stack([sets[:, codes == i].any(axis=1) for i in range(len(names))], axis=1)
+            for names, codes in zip(self.level_nodes_, self._level_codes, strict=True)
+        ]
+
+    @property
+    def n_calibration_(self) -> Any:
+        self._check_conformalized()
+        counts = self.calibration_.counts
+        if self.groups_ is not None:
+            return dict(zip(self.groups_.tolist(), counts[:, 0].tolist()))
+        return counts[0] if self.condition_on_ == "class" else int(counts[0, 0])
+
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the answers promise: assumptions, statement, and the band of the coverage given the calibration cases.
+
+        For ``mode="levels"`` no law of the coverage given the calibration cases is known, and no band is named.
+        """
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        exact_level(level)
+        among = {None: "on average over all cases", "class": "among the cases of each class"}.get(
+            self.condition_on_, "among the cases of each group"
+        )
+        n = int(self.calibration_.counts.sum())
+        broken_by = ["another population, camera or clinic than in calibration"]
+        broken_by += ["another prevalence of the classes"] * (self.condition_on_ != "class")
+        return Certificate(
+            statement=f"the true class is below the nodes of the answer with probability at least {level:g} {among}, and "
+            "its ancestors are then in the answer at every level of the tree",
+            assumptions=(
+                f"this case and the {n} calibration cases are exchangeable (independent cases of the same population, "
+                "none of them trained on)",
+                "the tree was fixed before they were seen",
+            ),
+            broken_by=(
+                *broken_by,
+                "several calibration cases of one patient",
+                "choosing the level after looking at the answers",
+            ),
+            confidence_level=float(level),
+            n_calibration=n,
+            conditions=() if self.mode_ == "levels" else tuple(self._conditions(level)),
+        )
+
+    # --- saved
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and a JSON-able document from which `from_state` restores this object, but for the estimator."""
+        self._check_conformalized()
+        arrays = {"scores": self.calibration_.scores, "counts": self.calibration_.counts}
+        if self.level_scores_ is not None:
+            arrays["level_scores"] = self.level_scores_
+        document = {name: getattr(self, f"{name}_") for name in _SAVED if name not in ("score", "confidence_level")}
+        document |= {"score": self.score_name_, "confidence_level": float(self.confidence_level), "log": self._log}
+        document |= {"seed": self.seed_, "taxonomy": self.taxonomy_.to_dict(), "leaves": list(self.leaves_)}
+        if self.groups_ is not None:
+            document |= {"groups": self.groups_.tolist(), "groups_dtype": self.groups_.dtype.str}
+        return arrays, document
+
+    @classmethod
+    def from_state(
+        cls, arrays: dict[str, np.ndarray], document: dict[str, Any], estimator: Any = None
+    ) -> "HierarchicalConformalClassifier":
+        """The calibrated object again, over the same fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If the state is not one that `get_state` gives, or the estimator has other classes or no logarithms where
+            they were calibrated.
+        """
+        if absent := [k for k in (*_SAVED, "log", "seed", "taxonomy", "leaves") if k not in document]:
+            raise ParameterError(f"document: {absent[0]!r} is missing. Fix: save it again with get_state.")
+        tree = Taxonomy.from_dict(document["taxonomy"])
+        settings = {name: document[name] for name in _SAVED}
+        found = cls(estimator, prefit=estimator is not None, taxonomy=tree, leaves=document["leaves"], **settings)
+        found._check_parameters()
+        if estimator is None:
+            found._adopt_columns(np.empty((1, len(document["leaves"]))))
+        else:
+            found._adopt(estimator)
+        if document["log"] and not found._log:
+            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
+        found._freeze()
+        found._log, found.seed_ = bool(document["log"]), int(document["seed"])
+        by_group = found.condition_on_ == "group"
+        found.groups_ = np.array(document["groups"], dtype=document["groups_dtype"]) if by_group else None
+        n_columns = len(found.classes_) if found.condition_on_ == "class" else 1
+        shape = (1 if found.groups_ is None else len(found.groups_), n_columns)
+        found.calibration_ = _checked_scores(arrays, shape)
+        found.level_scores_ = None
+        if found.mode_ == "levels":
+            table = np.asarray(arrays.get("level_scores"))
+            expected = (len(found.calibration_.scores), len(found._depths))
+            if table.shape != expected or not np.isfinite(table).all() or (np.diff(table, axis=0) < 0).any():
+                raise ParameterError(f"level_scores: expected {expected} finite numbers, each column ascending.")
+            found.level_scores_ = table
+        return found
+
+    # --- inside
+
+    def _check_parameters(self) -> None:
+        self._validate_params()
+        exact_level(self.confidence_level)
+        if self.max_nodes is not None and self.mode != "antichain":
+            raise ParameterError(f"max_nodes: it goes with mode='antichain'; got mode={self.mode!r}. Fix: leave it out.")
+
+    def _freeze(self) -> None:
+        self.score_name_, self.randomized_ = self.__dict__["score"], bool(self.randomized)
+        self.mode_, self.max_nodes_ = self.mode, None if self.max_nodes is None else int(self.max_nodes)
+        self.condition_on_, self.allow_empty_ = self.condition_on, bool(self.allow_empty)
+        self._plant()
+
+    def _plant(self) -> None:
+        """The tree over the classes of the classifier."""
+        names = [str(name) for name in self.classes_.tolist()]
+        tree = Taxonomy.flat(names) if self.taxonomy is None else self.taxonomy
+        if self.leaves is not None:
+            names = [str(leaf) for leaf in self.leaves]
+        elif self.estimator_ is None and self.taxonomy is not None:
+            names = list(tree.leaves)
+        self.taxonomy_, self.leaves_ = tree, _checked_leaves(names, tree, self.classes_)
+        self._tree, self.nodes_ = _Tree.of_taxonomy(tree, self.leaves_)
+        codes = tree.level_codes[:, [tree.leaves.index(leaf) for leaf in self.leaves_]]
+        found = [np.unique(row, return_inverse=True) for row in codes]
+        self.level_nodes_ = tuple(tuple(tree.nodes[i] for i in rows) for rows, _ in found)
+        self._level_codes = [inverse for _, inverse in found]
+        # Depths that differ from the one before: below the root, if there is more than one class
+        different = [d for d in range(1, len(found)) if len(found[d][0]) > len(found[d - 1][0])]
+        self._depths = different or [0]
+
+    def _blocks_of(self, n: int) -> Iterator[slice]:
+        step = max(1, _CELLS // (len(self.nodes_) * len(self.classes_)))
+        return (slice(start, start + step) for start in range(0, n, step))
+
+    def _score_all(self, values: np.ndarray) -> np.ndarray:
+        """Conformity scores of all classes, (n, n_classes), float64."""
+        scores = self._family_scores(values)
+        return scores[:, 0] if self.level_scores_ is None else self._counts(scores)
+
+    def _counts(self, scores: np.ndarray) -> np.ndarray:
+        """Calibration cases that conform no better than each class, at the depth where they are fewest: (n, K)."""
+        assert self.level_scores_ is not None
+        columns = enumerate(self.level_scores_.T)
+        return np.min([np.searchsorted(column, scores[:, d], side="right") for d, column in columns], axis=0) * 1.0
+
+    def _family_scores(self, values: np.ndarray) -> np.ndarray:
+        """Score of each class by the family of nested sets, (n, 1, n_classes); for "levels" by that of each depth."""
+        found = [self._block_scores(values[block]) for block in self._blocks_of(len(values))]
+        n_families = len(self._depths) if self.mode_ == "levels" else 1
+        return np.concatenate(found) if found else np.empty((0, n_families, len(self.classes_)))
+
+    def _block_scores(self, values: np.ndarray) -> np.ndarray:
+        p = np.exp(values) if self._log else values.astype(float)
+        u = content_uniform(np.sort(values, axis=1), self.seed_, log=self._log) if self.randomized_ else np.zeros(len(p))
+        options = {"u": u, "score": self.score_name_, "allow_empty": self.allow_empty_}
+        if self.mode_ != "levels":
+            bound = 1 if self.mode_ == "node" else self.max_nodes_
+            return _nested_scores(p.T, self._tree, bound, **options)[:, None]
+        scores = []
+        for codes in (self._level_codes[d] for d in self._depths):
+            flat = _Tree.flat(int(codes.max()) + 1)
+            mass = np.zeros((codes.max() + 1, len(p)))
+            for k, code in enumerate(codes):
+                mass[code] += p[:, k]
+            scores.append(_nested_scores(mass, flat, None, **options)[:, codes])
+        return np.stack(scores, axis=1)
+
+    def _group_codes(self, groups: Any, n: int) -> np.ndarray:
+        if self.groups_ is None:
+            return np.zeros(n, dtype=np.intp)
+        return group_codes(check_groups(groups, n), self.groups_)
+
+    def _cells(self) -> list[tuple[str, int, np.ndarray]]:
+        """Name, number of cases and scores of each condition."""
+        calibration = self.calibration_
+        names = [""]
+        if self.condition_on_ is not None:
+            members = self.classes_ if self.groups_ is None else self.groups_
+            names = [f"{self.condition_on_} {name!r}" for name in members.tolist()]
+        counts = calibration.counts.ravel()
+        parts = np.split(calibration.scores, np.cumsum(counts)[:-1])
+        return [(name, int(n), part) for name, n, part in zip(names, counts, parts, strict=True)]
+
+    def _conditions(self, level: float) -> Iterator[Condition]:
+        for name, n, scores in self._cells():
+            condition = Condition.from_rank(name, n, conformal_rank(n, level))
+            tied = not condition.is_vacuous and bool(np.sum(scores == scores[n - condition.rank]) > 1)
+            # With ties, or where an answer holds more than the classes that conform, coverage may be larger
+            yield dataclasses.replace(condition, high=1.0) if tied or self.condition_on_ == "class" else condition
+
+    def _warn_of_few_cases(self, level: float) -> None:
+        needed = least_n(level)
+        if small := [f"{name or 'calibration'}: {n}" for name, n, _ in self._cells() if n < needed]:
+            effect = "every answer holds " + ("it" if self.condition_on_ == "class" else "every class, it is the root")
+            message = (
+                f"Too few calibration cases for a threshold at confidence level {level:g}, which takes {needed}. "
+                f"{'; '.join(small)}; there {effect}. Fix: calibrate on more cases, lower the level, or condition on less."
+            )
+            warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tree:
+    """Nodes with parents before children, and the node of each class. Arrays over it are of shape (n_nodes, n)."""
+
+    parents: tuple[int, ...]  # -1 for the root, which comes first
+    leaves: tuple[int, ...]
+
+    @classmethod
+    def flat(cls, n_classes: int) -> "_Tree":
+        if n_classes == 1:
+            return cls((-1,), (0,))
+        return cls((-1,) + (0,) * n_classes, tuple(range(1, n_classes + 1)))
+
+    @classmethod
+    def of_taxonomy(cls, taxonomy: Taxonomy, leaves: Sequence[str]) -> tuple["_Tree", tuple[str, ...]]:
+        """The tree above these leaves, and the names of its nodes; of nodes with the same leaves below, the lowest."""
+        below = taxonomy.ancestor_matrix[:, [taxonomy.leaves.index(leaf) for leaf in leaves]]
+        members = {node: row.tobytes() for node, row in zip(taxonomy.nodes, below) if row.any()}
+        lowest = {key: node for node, key in members.items()}  # nodes come level by level, and the last one stays
+        names = tuple(node for node, key in members.items() if lowest[key] == node)
+        place = {node: i for i, node in enumerate(names)}
+        above = [
+            [place[lowest[members[a]]] for a in taxonomy.ancestors(node) if members[a] != members[node]]
+            for node in names
+        ]
+        return cls(tuple(a[0] if a else -1 for a in above), tuple(place[leaf] for leaf in leaves)), names
+
+    def sums(self, values: np.ndarray, dtype: type = float) -> np.ndarray:
+        """Sum over the classes below each node, of (n_classes, n). Added one by one, so that a batch changes no bit."""
+        total = np.zeros((len(self.parents), values.shape[1]), dtype=dtype)
+        total[list(self.leaves)] = values
+        return self.accumulate(total, np.add)
+
+    def accumulate(self, values: np.ndarray, ufunc: np.ufunc) -> np.ndarray:
+        """Join each node's value into its parent's, from the leaves up, in place."""
+        for node in range(len(self.parents) - 1, 0, -1):
+            parent = self.parents[node]
+            ufunc(values[parent], values[node], out=values[parent])
+        return values
+
+    def top_nodes(self, full: np.ndarray) -> np.ndarray:
+        """Of the nodes that are full, those whose parent is not: they name the set."""
+        found = full.copy()
+        found[1:] &= ~full[list(self.parents[1:])]
+        return found
+
+    @property
+    def members(self) -> np.ndarray:
+        """Whether a class is at or below a node, bool (n_nodes, n_classes)."""
+        return self.sums(np.eye(len(self.leaves)), int).astype(bool)
+
+
+def _nested_scores(
+    p: np.ndarray, tree: _Tree, max_nodes: int | None, *, u: np.ndarray, score: str, allow_empty: bool
+) -> np.ndarray:
+    """Scores of all classes, (n, n_classes), from probabilities (n_classes, n) and the family of nested sets."""
+    step, outside, gain, size = _nested_sets(p, tree, max_nodes)
+    if score == "mass":
+        share = np.where((np.arange(gain.shape[1]) > 0) | allow_empty, u[:, None], 0.0)
+        by_step = ((1 - share) * outside[:, :-1] + share * outside[:, 1:]) / outside[:, :1]
+    else:
+        by_step = _densities(gain, size, start=0 if allow_empty else 1)
+    return np.take_along_axis(by_step, step, axis=1)
+
+
+def _nested_sets(
+    p: np.ndarray, tree: _Tree, max_nodes: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Grow a set of classes from the empty one to all, step by step, so that at most `max_nodes` nodes name it.
+
+    Of the least enlargements that the bound allows, a step takes the one with the most probability for each class
+    added: with a bound of one the parent, without a bound the most probable class that is left. Equal ones are taken in
+    the order of the tree.
+
+    Returns
+    -------
+    step : ndarray of shape (n, n_classes), int
+        Step at which the class is taken in.
+    outside : ndarray of shape (n, n_steps + 1)
+        Probability outside before each step, and after the last.
+    gain, size : ndarrays of shape (n, n_steps), (n, n_steps + 1)
+        Probability that the step adds; number of classes in the set before each step, and after the last.
+    """
+    n_classes, n = p.shape
+    parents, members = list(tree.parents[1:]), tree.members
+    inside = np.zeros(p.shape, dtype=bool)
+    step = np.zeros(p.shape, dtype=np.intp)
+    outside, gain, size = [], [], []
+    while True:
+        left = tree.sums(np.where(inside, 0.0, p))
+        missing = tree.sums(~inside, int)
+        outside.append(left[0])
+        size.append(n_classes - missing[0])
+        if not missing[0].any():
+            break
+        named = tree.top_nodes(missing == 0).astype(int)
+        below = tree.accumulate(named, np.add)
+        allowed = missing > 0
+        allowed[1:] &= missing[parents] > missing[1:]  # else the parent would be full too, and is the one to name
+        if max_nodes is not None:
+            allowed &= below[0] - below + 1 <= max_nodes
+        lower = np.zeros_like(allowed)
+        for node in range(len(parents), 0, -1):
+            lower[tree.parents[node]] |= lower[node] | allowed[node]
+        density = np.where(allowed & ~lower, left / np.maximum(missing, 1), -1.0)
+        chosen = density.argmax(axis=0)
+        new = members[chosen].T & ~inside
+        step[new] = len(gain)
+        gain.append(left[chosen, np.arange(n)])
+        inside |= new
+    return step.T, np.stack(outside, axis=1), np.stack(gain, axis=1), np.stack(size, axis=1)
+
+
+def _densities(gain: np.ndarray, size: np.ndarray, start: int) -> np.ndarray:
+    """Probability for each class added, steps pooled until it falls: slopes of the least concave curve above.
+
+    Steps before `start` are worth more than any.
+    """
+    n, n_steps = gain.shape
+    found = np.ones((n, n_steps))
+    at = np.full(n, min(start, n_steps))
+    steps = np.arange(n_steps)
+    last = np.inf
+    while (at < n_steps).any():
+        open_ = steps >= at[:, None]
+        mass = np.cumsum(np.where(open_, gain, 0), axis=1)
+        added = size[:, 1:] - np.take_along_axis(size, at[:, None], axis=1)
+        rate = np.where(open_ & (added > 0), mass / np.maximum(added, 1), -1.0)
+        end = n_steps - 1 - rate[:, ::-1].argmax(axis=1)
+        slope = np.minimum(rate[np.arange(n), end], last)  # rounding must not let it rise
+        pooled = open_ & (steps <= end[:, None])
+        found[pooled] = np.broadcast_to(slope[:, None], pooled.shape)[pooled]
+        last, at = np.where(at < n_steps, slope, last), np.where(at < n_steps, end + 1, at)
+    return np.maximum(found, 0)
+
+
+def _checked_leaves(names: Sequence[str], tree: Taxonomy, classes: np.ndarray) -> tuple[str, ...]:
+    """The leaf of each class, or an error that names the first class that has none."""
+    if len(names) != len(classes):
+        raise ParameterError(
+            f"taxonomy {tree.name!r}: {len(names)} leaves for {len(classes)} classes. Fix: give leaves=, the name of the "
+            "leaf of each class in the order of classes_."
+        )
+    for name in names:
+        if name not in tree:
+            raise ParameterError(
+                f"taxonomy {tree.name!r} has no node {name!r}, which is a class{suggestion(name, tree.leaves)}. Fix: add "
+                "it to the tree, or give leaves=, the name of the leaf of each class in the order of classes_."
+            )
+        if name not in tree.leaves:
+            raise ParameterError(
+                f"taxonomy {tree.name!r}: the class {name!r} is an inner node, above {', '.join(tree.descendants(name))}. "
+                "Fix: classes must be leaves; merge those below it, or give the class a leaf of its own."
+            )
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise ParameterError(f"leaves: {twice!r} stands for two classes; give each class a leaf of its own.")
+    return tuple(names)
+
+
+def _checked_scores(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> CalibrationScores:
+    if absent := {"scores", "counts"} - set(arrays):
+        raise ParameterError(f"arrays: {min(absent)!r} is missing. Fix: save it again with get_state.")
+    scores, counts = np.asarray(arrays["scores"]), np.asarray(arrays["counts"])
+    if counts.shape != shape or counts.dtype.kind not in "iu" or (counts < 0).any():
+        raise ParameterError(f"counts: got {counts.dtype} {counts.shape}; expected whole numbers {shape}, 0 or more.")
+    if scores.shape != (counts.sum(),) or scores.dtype != np.float64 or not np.isfinite(scores).all():
+        raise ParameterError(f"scores: expected {counts.sum()} finite float64 numbers; got {scores.dtype} {scores.shape}.")
+    if any((np.diff(part) < 0).any() for part in np.split(scores, np.cumsum(counts.ravel())[:-1])):
+        raise ParameterError("scores: they must ascend within each condition.")
+    return CalibrationScores(scores, counts.astype(np.int64))

@@ -1,0 +1,78 @@
+"""Cases that come in units: the images of a lesion, the lesions of a patient."""
+
+import numpy as np
+
+from ..errors import ParameterError
+
+__all__ = ["draw_one", "effective_n", "unit_codes"]
+
+
+def unit_codes(units: object, n: int) -> np.ndarray:
+    """Number of each case's unit, (n,)."""
+    from ._codes import check_groups
+
+    return np.unique(check_groups(units, n, name="units"), return_inverse=True)[1]
+
+
+def draw_one(units: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
+    """Indices of one case of each unit, drawn evenly among its cases, ascending.
+
+    Parameters
+    ----------
+    units : ndarray of shape (n,)
+    random_state : RandomState
+
+    Returns
+    -------
+    ndarray of shape (n_units,), int
+
+    Examples
+    --------
+    >>> chosen = draw_one(np.array([0, 0, 1, 2, 2]), np.random.RandomState(0))
+    >>> len(chosen), 2 in chosen
+    (3, True)
+    """
+    order = random_state.permutation(len(units))
+    return np.sort(order[np.unique(units[order], return_index=True)[1]])
+
+
+def effective_n(covered: np.ndarray, units: np.ndarray) -> float:
+    """Number of independent cases that would tell as much of a rate as these cases in units do.
+
+    The rate is that of a random case of a random unit: every unit counts alike, whatever its number of cases.
+
+    Parameters
+    ----------
+    covered : ndarray of shape (n,), bool
+    units : ndarray of shape (n,)
+
+    Returns
+    -------
+    float
+        Between 1 and n; the number of units where the spread between them is not seen (all covered, or none).
+
+    Raises
+    ------
+    ParameterError
+        If the lengths differ or there is no case.
+
+    Examples
+    --------
+    >>> effective_n(np.array([1, 0, 1, 1], dtype=bool), np.array([0, 0, 1, 1])) <= 4
+    True
+    >>> round(effective_n(np.array([1, 1, 0, 0] * 50, dtype=bool), np.arange(200) // 2), 1)  # alike within a unit
+    99.0
+    """
+    if len(covered) != len(units) or len(units) == 0:
+        raise ParameterError(
+            f"got {len(covered)} cases and {len(units)} units; give one unit for each of 1 or more cases."
+        )
+    _, codes, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    means = np.bincount(codes, covered) / sizes
+    rate, n_units = means.mean(), len(sizes)
+    if n_units < 2 or not 0 < rate < 1:
+        return float(n_units)
+    variance = means.var(ddof=1)
+    if variance == 0:
+        return float(len(units))
+    return float(np.clip(rate * (1 - rate) * n_units / variance, 1, len(units)))
