@@ -2,6 +2,7 @@
 
 from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
+from .hierarchical import HierarchicalConformalClassifier
 from .scores import SCORES, aps, content_uniform, lac
 from .thresholds import CalibrationScores, least_n
 
@@ -11,6 +12,7 @@ __all__ = [
     "Certificate",
     "Condition",
     "ConformalClassifier",
+    "HierarchicalConformalClassifier",
     "aps",
     "content_uniform",
     "lac",

@@ -17,9 +17,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import conformal_rank, exact_level
-from ..taxonomy import Taxonomy, suggestion
+from ..taxonomy import Taxonomy
 from ._base import ScoringClassifier
 from ._codes import check_groups, group_codes
+from ._nested import Tree, check_leaves, nested_scores
+from ._state import check_scores
 from .certificate import Certificate, Condition
 from .scores import content_uniform
 from .thresholds import CalibrationScores, least_n
@@ -51,10 +53,10 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         at every level its ancestor passes; the set may then be empty.
     max_nodes : int or None, default=None
         With ``mode="antichain"``; None: no bound, and the answer is the flat set in as few nodes as name it.
-    score : {"mass", "density"}, default="mass"
-        "mass": how much probability is left outside before a class is taken in; in node mode the answer is then the
-        lowest node of more than a calibrated probability. "density": the mean probability of the classes that are taken
-        in together, which gives the fewest classes on average.
+    score : {"aps", "lac"}, default="aps"
+        "aps": the probability that is left outside before a class is taken in; in node mode the answer is then the
+        lowest node of more than a calibrated probability. "lac": the mean probability of the classes that are taken in
+        together, which gives the fewest classes on average.
     condition_on : {None, "class", "group"}, default=None
         For whom the guarantee holds: on average, within every class, or within every group. For "class" the answer is
         the least member of the family with all classes that conform, so that coverage may exceed the level.
@@ -64,7 +66,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         Whether a case may have no answer. If not, the predicted class is in every set (but for ``mode="levels"``), and
         a classifier that is right more often than the level asks has a coverage above the level.
     randomized : bool, default=False
-        Whether "mass" counts a random share of what a step takes in: coverage given the case then varies less, and a
+        Whether "aps" counts a random share of what a step takes in: coverage given the case then varies less, and a
         case may be answered one step lower than its like. The number is a function of the probabilities and the seed.
     prefit : bool, default=False
         The estimator is already fitted, and used as it is.
@@ -128,7 +130,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         "leaves": ["array-like", None],
         "mode": [StrOptions({"node", "antichain", "levels"})],
         "max_nodes": [Interval(Integral, 1, None, closed="left"), None],
-        "score": [StrOptions({"mass", "density"})],
+        "score": [StrOptions({"aps", "lac"})],
         "condition_on": [StrOptions({"class", "group"}), None],
         "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "allow_empty": ["boolean"],
@@ -143,7 +145,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         leaves: Sequence[str] | None = None,
         mode: str = "node",
         max_nodes: int | None = None,
-        score: str = "mass",
+        score: str = "aps",
         condition_on: str | None = None,
         confidence_level: float = 0.9,
         allow_empty: bool = False,
@@ -213,14 +215,13 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         self.groups_ = np.unique(check_groups(groups, n)) if self.condition_on_ == "group" else None
         scores = self._family_scores(values)[np.arange(n), :, labels] * (1 - _TIE)
         self.level_scores_ = np.sort(scores, axis=0) if self.mode_ == "levels" else None
-        if self.level_scores_ is not None:  # the cases that conform no better, itself not counted
-            scores = self._counts(scores[:, :, None])[:, 0] - 1
+        if self.level_scores_ is not None:
+            scores = self._counts(scores[:, :, None]) - 1  # a case is not counted among those that it is compared with
         rows = self._group_codes(groups, n)
         columns = labels if self.condition_on_ == "class" else 0
         n_columns = len(self.classes_) if self.condition_on_ == "class" else 1
         shape = (1 if self.groups_ is None else len(self.groups_), n_columns)
-        scores = scores if scores.ndim == 1 else scores[:, 0]
-        self.calibration_ = CalibrationScores.from_cases(scores, rows * n_columns + columns, shape)
+        self.calibration_ = CalibrationScores.from_cases(scores[:, 0], rows * n_columns + columns, shape)
         self._warn_of_few_cases(self.confidence_level)
         return self
 
@@ -325,11 +326,8 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         list of ndarray of shape (n, n_nodes_of_the_depth), bool
             From the root on; columns in the order of `level_nodes_`.
         """
-        sets = self.predict_set(X, confidence_level, groups)
-        return [
-            np.stack([sets[:, codes == i].any(axis=1) for i in range(len(names))], axis=1)
-            for names, codes in zip(self.level_nodes_, self._level_codes, strict=True)
-        ]
+        held = self._tree.sums(self.predict_set(X, confidence_level, groups).T, int) > 0
+        return [held[rows].T for rows in self._level_rows]
 
     @property
     def n_calibration_(self) -> Any:
@@ -354,8 +352,8 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         broken_by = ["another population, camera or clinic than in calibration"]
         broken_by += ["another prevalence of the classes"] * (self.condition_on_ != "class")
         return Certificate(
-            statement=f"the true class is below the nodes of the answer with probability at least {level:g} {among}, and "
-            "its ancestors are then in the answer at every level of the tree",
+            statement=f"the true class is below the nodes of the answer with probability at least {level:g} {among}, "
+            "and its ancestors are then in the answer at every level of the tree",
             assumptions=(
                 f"this case and the {n} calibration cases are exchangeable (independent cases of the same population, "
                 "none of them trained on)",
@@ -416,7 +414,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         found.groups_ = np.array(document["groups"], dtype=document["groups_dtype"]) if by_group else None
         n_columns = len(found.classes_) if found.condition_on_ == "class" else 1
         shape = (1 if found.groups_ is None else len(found.groups_), n_columns)
-        found.calibration_ = _checked_scores(arrays, shape)
+        found.calibration_ = check_scores(arrays, shape, "lac", log=False)
         found.level_scores_ = None
         if found.mode_ == "levels":
             table = np.asarray(arrays.get("level_scores"))
@@ -432,7 +430,9 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         self._validate_params()
         exact_level(self.confidence_level)
         if self.max_nodes is not None and self.mode != "antichain":
-            raise ParameterError(f"max_nodes: it goes with mode='antichain'; got mode={self.mode!r}. Fix: leave it out.")
+            raise ParameterError(
+                f"max_nodes: it goes with mode='antichain'; got mode={self.mode!r}. Fix: leave it out."
+            )
 
     def _freeze(self) -> None:
         self.score_name_, self.randomized_ = self.__dict__["score"], bool(self.randomized)
@@ -448,12 +448,16 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             names = [str(leaf) for leaf in self.leaves]
         elif self.estimator_ is None and self.taxonomy is not None:
             names = list(tree.leaves)
-        self.taxonomy_, self.leaves_ = tree, _checked_leaves(names, tree, self.classes_)
-        self._tree, self.nodes_ = _Tree.of_taxonomy(tree, self.leaves_)
+        self.taxonomy_, self.leaves_ = tree, check_leaves(names, tree, self.classes_)
+        self._tree, self.nodes_ = Tree.of_taxonomy(tree, self.leaves_)
         codes = tree.level_codes[:, [tree.leaves.index(leaf) for leaf in self.leaves_]]
         found = [np.unique(row, return_inverse=True) for row in codes]
         self.level_nodes_ = tuple(tuple(tree.nodes[i] for i in rows) for rows, _ in found)
         self._level_codes = [inverse for _, inverse in found]
+        row = {below.tobytes(): i for i, below in enumerate(self._tree.members)}
+        self._level_rows = [
+            [row[(codes == i).tobytes()] for i in range(codes.max() + 1)] for codes in self._level_codes
+        ]
         # Depths that differ from the one before: below the root, if there is more than one class
         different = [d for d in range(1, len(found)) if len(found[d][0]) > len(found[d - 1][0])]
         self._depths = different or [0]
@@ -481,18 +485,19 @@ class HierarchicalConformalClassifier(ScoringClassifier):
 
     def _block_scores(self, values: np.ndarray) -> np.ndarray:
         p = np.exp(values) if self._log else values.astype(float)
-        u = content_uniform(np.sort(values, axis=1), self.seed_, log=self._log) if self.randomized_ else np.zeros(len(p))
-        options = {"u": u, "score": self.score_name_, "allow_empty": self.allow_empty_}
+        u = np.zeros(len(p))
+        if self.randomized_:
+            u = content_uniform(np.sort(values, axis=1), self.seed_, log=self._log)
+        options: dict[str, Any] = {"u": u, "score": self.score_name_, "allow_empty": self.allow_empty_}
         if self.mode_ != "levels":
             bound = 1 if self.mode_ == "node" else self.max_nodes_
-            return _nested_scores(p.T, self._tree, bound, **options)[:, None]
+            return nested_scores(p.T, self._tree, bound, **options)[:, None]
+        mass = self._tree.sums(p.T)
         scores = []
-        for codes in (self._level_codes[d] for d in self._depths):
-            flat = _Tree.flat(int(codes.max()) + 1)
-            mass = np.zeros((codes.max() + 1, len(p)))
-            for k, code in enumerate(codes):
-                mass[code] += p[:, k]
-            scores.append(_nested_scores(mass, flat, None, **options)[:, codes])
+        for depth in self._depths:
+            rows = self._level_rows[depth]
+            found = nested_scores(mass[rows], Tree.flat(len(rows)), None, **options)
+            scores.append(found[:, self._level_codes[depth]])
         return np.stack(scores, axis=1)
 
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
@@ -524,179 +529,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             effect = "every answer holds " + ("it" if self.condition_on_ == "class" else "every class, it is the root")
             message = (
                 f"Too few calibration cases for a threshold at confidence level {level:g}, which takes {needed}. "
-                f"{'; '.join(small)}; there {effect}. Fix: calibrate on more cases, lower the level, or condition on less."
+                f"{'; '.join(small)}; there {effect}. Fix: calibrate on more cases, lower the level, or condition on "
+                "less."
             )
             warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tree:
-    """Nodes with parents before children, and the node of each class. Arrays over it are of shape (n_nodes, n)."""
-
-    parents: tuple[int, ...]  # -1 for the root, which comes first
-    leaves: tuple[int, ...]
-
-    @classmethod
-    def flat(cls, n_classes: int) -> "_Tree":
-        if n_classes == 1:
-            return cls((-1,), (0,))
-        return cls((-1,) + (0,) * n_classes, tuple(range(1, n_classes + 1)))
-
-    @classmethod
-    def of_taxonomy(cls, taxonomy: Taxonomy, leaves: Sequence[str]) -> tuple["_Tree", tuple[str, ...]]:
-        """The tree above these leaves, and the names of its nodes; of nodes with the same leaves below, the lowest."""
-        below = taxonomy.ancestor_matrix[:, [taxonomy.leaves.index(leaf) for leaf in leaves]]
-        members = {node: row.tobytes() for node, row in zip(taxonomy.nodes, below) if row.any()}
-        lowest = {key: node for node, key in members.items()}  # nodes come level by level, and the last one stays
-        names = tuple(node for node, key in members.items() if lowest[key] == node)
-        place = {node: i for i, node in enumerate(names)}
-        above = [
-            [place[lowest[members[a]]] for a in taxonomy.ancestors(node) if members[a] != members[node]]
-            for node in names
-        ]
-        return cls(tuple(a[0] if a else -1 for a in above), tuple(place[leaf] for leaf in leaves)), names
-
-    def sums(self, values: np.ndarray, dtype: type = float) -> np.ndarray:
-        """Sum over the classes below each node, of (n_classes, n). Added one by one, so that a batch changes no bit."""
-        total = np.zeros((len(self.parents), values.shape[1]), dtype=dtype)
-        total[list(self.leaves)] = values
-        return self.accumulate(total, np.add)
-
-    def accumulate(self, values: np.ndarray, ufunc: np.ufunc) -> np.ndarray:
-        """Join each node's value into its parent's, from the leaves up, in place."""
-        for node in range(len(self.parents) - 1, 0, -1):
-            parent = self.parents[node]
-            ufunc(values[parent], values[node], out=values[parent])
-        return values
-
-    def top_nodes(self, full: np.ndarray) -> np.ndarray:
-        """Of the nodes that are full, those whose parent is not: they name the set."""
-        found = full.copy()
-        found[1:] &= ~full[list(self.parents[1:])]
-        return found
-
-    @property
-    def members(self) -> np.ndarray:
-        """Whether a class is at or below a node, bool (n_nodes, n_classes)."""
-        return self.sums(np.eye(len(self.leaves)), int).astype(bool)
-
-
-def _nested_scores(
-    p: np.ndarray, tree: _Tree, max_nodes: int | None, *, u: np.ndarray, score: str, allow_empty: bool
-) -> np.ndarray:
-    """Scores of all classes, (n, n_classes), from probabilities (n_classes, n) and the family of nested sets."""
-    step, outside, gain, size = _nested_sets(p, tree, max_nodes)
-    if score == "mass":
-        share = np.where((np.arange(gain.shape[1]) > 0) | allow_empty, u[:, None], 0.0)
-        by_step = ((1 - share) * outside[:, :-1] + share * outside[:, 1:]) / outside[:, :1]
-    else:
-        by_step = _densities(gain, size, start=0 if allow_empty else 1)
-    return np.take_along_axis(by_step, step, axis=1)
-
-
-def _nested_sets(
-    p: np.ndarray, tree: _Tree, max_nodes: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Grow a set of classes from the empty one to all, step by step, so that at most `max_nodes` nodes name it.
-
-    Of the least enlargements that the bound allows, a step takes the one with the most probability for each class
-    added: with a bound of one the parent, without a bound the most probable class that is left. Equal ones are taken in
-    the order of the tree.
-
-    Returns
-    -------
-    step : ndarray of shape (n, n_classes), int
-        Step at which the class is taken in.
-    outside : ndarray of shape (n, n_steps + 1)
-        Probability outside before each step, and after the last.
-    gain, size : ndarrays of shape (n, n_steps), (n, n_steps + 1)
-        Probability that the step adds; number of classes in the set before each step, and after the last.
-    """
-    n_classes, n = p.shape
-    parents, members = list(tree.parents[1:]), tree.members
-    inside = np.zeros(p.shape, dtype=bool)
-    step = np.zeros(p.shape, dtype=np.intp)
-    outside, gain, size = [], [], []
-    while True:
-        left = tree.sums(np.where(inside, 0.0, p))
-        missing = tree.sums(~inside, int)
-        outside.append(left[0])
-        size.append(n_classes - missing[0])
-        if not missing[0].any():
-            break
-        named = tree.top_nodes(missing == 0).astype(int)
-        below = tree.accumulate(named, np.add)
-        allowed = missing > 0
-        allowed[1:] &= missing[parents] > missing[1:]  # else the parent would be full too, and is the one to name
-        if max_nodes is not None:
-            allowed &= below[0] - below + 1 <= max_nodes
-        lower = np.zeros_like(allowed)
-        for node in range(len(parents), 0, -1):
-            lower[tree.parents[node]] |= lower[node] | allowed[node]
-        density = np.where(allowed & ~lower, left / np.maximum(missing, 1), -1.0)
-        chosen = density.argmax(axis=0)
-        new = members[chosen].T & ~inside
-        step[new] = len(gain)
-        gain.append(left[chosen, np.arange(n)])
-        inside |= new
-    return step.T, np.stack(outside, axis=1), np.stack(gain, axis=1), np.stack(size, axis=1)
-
-
-def _densities(gain: np.ndarray, size: np.ndarray, start: int) -> np.ndarray:
-    """Probability for each class added, steps pooled until it falls: slopes of the least concave curve above.
-
-    Steps before `start` are worth more than any.
-    """
-    n, n_steps = gain.shape
-    found = np.ones((n, n_steps))
-    at = np.full(n, min(start, n_steps))
-    steps = np.arange(n_steps)
-    last = np.inf
-    while (at < n_steps).any():
-        open_ = steps >= at[:, None]
-        mass = np.cumsum(np.where(open_, gain, 0), axis=1)
-        added = size[:, 1:] - np.take_along_axis(size, at[:, None], axis=1)
-        rate = np.where(open_ & (added > 0), mass / np.maximum(added, 1), -1.0)
-        end = n_steps - 1 - rate[:, ::-1].argmax(axis=1)
-        slope = np.minimum(rate[np.arange(n), end], last)  # rounding must not let it rise
-        pooled = open_ & (steps <= end[:, None])
-        found[pooled] = np.broadcast_to(slope[:, None], pooled.shape)[pooled]
-        last, at = np.where(at < n_steps, slope, last), np.where(at < n_steps, end + 1, at)
-    return np.maximum(found, 0)
-
-
-def _checked_leaves(names: Sequence[str], tree: Taxonomy, classes: np.ndarray) -> tuple[str, ...]:
-    """The leaf of each class, or an error that names the first class that has none."""
-    if len(names) != len(classes):
-        raise ParameterError(
-            f"taxonomy {tree.name!r}: {len(names)} leaves for {len(classes)} classes. Fix: give leaves=, the name of the "
-            "leaf of each class in the order of classes_."
-        )
-    for name in names:
-        if name not in tree:
-            raise ParameterError(
-                f"taxonomy {tree.name!r} has no node {name!r}, which is a class{suggestion(name, tree.leaves)}. Fix: add "
-                "it to the tree, or give leaves=, the name of the leaf of each class in the order of classes_."
-            )
-        if name not in tree.leaves:
-            raise ParameterError(
-                f"taxonomy {tree.name!r}: the class {name!r} is an inner node, above {', '.join(tree.descendants(name))}. "
-                "Fix: classes must be leaves; merge those below it, or give the class a leaf of its own."
-            )
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise ParameterError(f"leaves: {twice!r} stands for two classes; give each class a leaf of its own.")
-    return tuple(names)
-
-
-def _checked_scores(arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> CalibrationScores:
-    if absent := {"scores", "counts"} - set(arrays):
-        raise ParameterError(f"arrays: {min(absent)!r} is missing. Fix: save it again with get_state.")
-    scores, counts = np.asarray(arrays["scores"]), np.asarray(arrays["counts"])
-    if counts.shape != shape or counts.dtype.kind not in "iu" or (counts < 0).any():
-        raise ParameterError(f"counts: got {counts.dtype} {counts.shape}; expected whole numbers {shape}, 0 or more.")
-    if scores.shape != (counts.sum(),) or scores.dtype != np.float64 or not np.isfinite(scores).all():
-        raise ParameterError(f"scores: expected {counts.sum()} finite float64 numbers; got {scores.dtype} {scores.shape}.")
-    if any((np.diff(part) < 0).any() for part in np.split(scores, np.cumsum(counts.ravel())[:-1])):
-        raise ParameterError("scores: they must ascend within each condition.")
-    return CalibrationScores(scores, counts.astype(np.int64))
