@@ -1,5 +1,6 @@
 """`CBDCClassifier`: images to calibrated prediction sets. Glue; no algorithm here."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from . import __version__
 from .backbones import ImageEmbedder
-from .conformal import ConformalClassifier
+from .conformal import Certificate, ConformalClassifier
 from .datasets import LesionDataset, check_leakage
 from .diagnosis import Diagnosis
 from .errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
@@ -40,8 +41,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         Bayesian head over the embeddings. A scikit-learn classifier is cloned and used; only named heads can be saved.
     weights : str or Path, default="default"
         Weights of the network: ``"default"``, a file, or ``"random"``.
-    score : {"lac", "aps"}, default="lac"
+    score : {"lac", "aps", "raps", "saps", "margin", "topk", "rank"}, default="lac"
         Conformity score, see `ConformalClassifier`.
+    score_params : dict or None, default=None
+        Numbers of the score; None stands for its defaults.
     condition_on : {None, "class", "group", "class_and_group"}, default="class"
         For whom the guarantee holds. ``"class"`` keeps rare diagnoses covered; None only the average over all images.
     group_by : str or None, default=None
@@ -49,6 +52,11 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         conditions.
     confidence_level : float, default=0.9
         Level of the sets; another one may be asked of each prediction.
+    guarantee : {"marginal", "pac"}, default="marginal"
+        Whether the level is reached on average over the calibration cases, or, with probability 1 - `delta`, given
+        them.
+    delta : float, default=0.05
+        Probability with which a PAC threshold may cover less.
     cache_dir : str, Path or None, default=None
         Folder that keeps embeddings between runs.
     engine : {"auto", "onnx", "torch"}, default="auto"
@@ -106,9 +114,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         *,
         weights: str | Path = "default",
         score: str = "lac",
+        score_params: dict[str, float] | None = None,
         condition_on: str | None = "class",
         group_by: str | None = None,
         confidence_level: float = 0.9,
+        guarantee: str = "marginal",
+        delta: float = 0.05,
         cache_dir: str | Path | None = None,
         engine: str = "auto",
         n_jobs: int | None = None,
@@ -119,9 +130,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.head = head
         self.weights = weights
         self.score = score
+        self.score_params = score_params
         self.condition_on = condition_on
         self.group_by = group_by
         self.confidence_level = confidence_level
+        self.guarantee = guarantee
+        self.delta = delta
         self.cache_dir = cache_dir
         self.engine = engine
         self.n_jobs = n_jobs
@@ -362,7 +376,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         entropy, information = _uncertainty(self.head_, embeddings, probabilities)
         sets = self.conformal_.predict_set(embeddings, level, groups=groups)
         p_values = self.conformal_.p_values(embeddings, groups=groups)
-        guarantee = str(self.conformal_.certificate(level))
+        guarantee = str(self.certificate(level))
         full_names, malignant = self._meaning()
         labels = [str(label) for label in self.classes_]
         for j, (i, image) in enumerate(good.items()):
@@ -500,6 +514,26 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             if not np.allclose(value, arrays[key], rtol=1e-5, atol=1e-7):
                 raise ModelFileError(f"{name}: {key} is not repeated by this version of the library. Fit again.")
 
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the sets promise, on how many cases it rests, and the fingerprints of the data behind it.
+
+        Parameters
+        ----------
+        confidence_level : float, optional
+            Default: that of the constructor.
+
+        Returns
+        -------
+        Certificate
+            Its text is ``str(certificate)``; its hashes are those of the calibration scores and, where they are known,
+            of the training and calibration data and the network.
+        """
+        self._check_conformalized()
+        found = self.conformal_.certificate(self.confidence_level if confidence_level is None else confidence_level)
+        parts = {f"{part}_data": known.get("fingerprint") for part, known in self.provenance_.items()}
+        hashes = found.hashes | {name: value for name, value in parts.items() if value}
+        return dataclasses.replace(found, hashes=hashes | {"embedder": self.embedder_.fingerprint_})
+
     def _golden_prediction(self, embedding: np.ndarray) -> dict[str, np.ndarray]:
         known = self.conformal_.groups_
         p_values = self.conformal_.p_values(embedding, groups=None if known is None else known[:1])
@@ -509,8 +543,11 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         return ConformalClassifier(
             head,
             score=self.__dict__["score"],
+            score_params=self.score_params,
             condition_on=self.condition_on,
             confidence_level=self.confidence_level,
+            guarantee=self.guarantee,
+            delta=self.delta,
             prefit=True,
             random_state=self.random_state,
         )

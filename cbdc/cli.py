@@ -131,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=_out_file(), required=True, help="model file to write, for example ham.cbdc")
     _add_backbone(fit)
     fit.add_argument("--head", default="laplace", choices=["laplace"], help="Bayesian head")
-    fit.add_argument("--score", default="lac", choices=["lac", "aps"], help="conformity score")
+    scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
+    fit.add_argument("--score", default="lac", choices=scores, help="conformity score")
     fit.add_argument(
         "--condition-on",
         default="class",
@@ -140,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("--group-by", help="column with the groups, for example skin_type")
     fit.add_argument("--confidence-level", type=_level, default=0.9, help="level of the sets; any may be asked later")
+    fit.add_argument(
+        "--guarantee",
+        default="marginal",
+        choices=["marginal", "pac"],
+        help="whether the level holds on average over calibrations, or given this one with probability 1 - delta",
+    )
+    fit.add_argument("--delta", type=_level, default=0.05, help="probability that a pac guarantee may fail")
     fit.add_argument(
         "--by", choices=["patient", "lesion", "image"], help="unit of the split (default: the coarsest known)"
     )
@@ -266,6 +274,8 @@ def _fit(arguments: argparse.Namespace) -> None:
         weights=arguments.weights,
         score=arguments.score,
         condition_on=None if arguments.condition_on == "none" else arguments.condition_on,
+        guarantee=arguments.guarantee,
+        delta=arguments.delta,
         group_by=arguments.group_by,
         confidence_level=arguments.confidence_level,
         random_state=arguments.seed,
@@ -278,7 +288,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         f"{arguments.out}: fitted on {len(train)} images, calibrated on {clf.provenance_['calibration']['n_units']} "
         f"{dataset.unit}s; {len(test)} images are left for\n"
         f"  cbdc evaluate {arguments.out} {arguments.dataset} --root {arguments.root} --out evaluation\n"
-        f"{clf.conformal_.certificate()}"
+        f"{clf.certificate()}"
     )
 
 

@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
 from cbdc.conformal import content_uniform
+from cbdc.conformal.scores import score_all
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
 import reference
@@ -155,3 +156,25 @@ def test_lac_sets_equal_mapies(case, level):
     expected = mapie.conformalize(P[:n], y[:n]).predict_set(P[n:])[1][:, :, 0]
     ours = ConformalClassifier(confidence_level=level).conformalize(P[:n], y[:n]).predict_set(P[n:])
     np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("randomized", [True, False])
+@pytest.mark.parametrize("score", ["aps", "raps", "saps", "margin", "topk", "rank"])
+@pytest.mark.parametrize("log", [True, False])
+@given(case=strategies.probabilities(min_cases=2, max_cases=12, max_classes=5), numbers=st.integers(0, 3))
+def test_the_order_of_scores_is_that_of_the_papers(score, randomized, log, case, numbers):
+    """Of any two labels of any two cases."""
+    params = {"raps": {"penalty": 0.04 * numbers, "k_reg": numbers}, "saps": {"weight": 0.1 + 0.3 * numbers}}.get(
+        score, {}
+    )
+    seed = 0 if randomized else None
+    with np.errstate(divide="ignore"):
+        values = np.log(case) if log else case
+    ours = score_all(score, values, log=log, seed=seed, params=params)
+    u = content_uniform(np.sort(values, axis=1), 0, log=log) if randomized else np.ones(len(case))
+    exact = getattr(reference, f"{score}_score")
+    options = [{"u": x} if score in ("aps", "raps", "saps") else {} for x in u]
+    theirs = np.array([[exact(row, k, **options[i], **params) for k in range(len(row))] for i, row in enumerate(case)])
+    gap = theirs.ravel()[:, None] - theirs.ravel()
+    clear = gap > 1e-9
+    assert (ours.ravel()[:, None] < ours.ravel())[clear].all()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
 
 from cbdc import CBDCClassifier, metrics
+from cbdc.conformal import Certificate
 from cbdc.datasets import LesionDataset
 from cbdc.diagnosis import Diagnosis
 from cbdc.errors import CalibrationSizeWarning, DatasetError, ImageError, LeakageError
@@ -60,8 +61,8 @@ class Conformal:
     def p_values(self, E, groups=None):
         return np.minimum(Head().predict_proba(E) * 2, 1)
 
-    def certificate(self, level):
-        return f"P(y in set | y) >= {level} <if exchangeable>"
+    def rank(self, n, confidence_level):
+        return metrics.conformal_rank(n, confidence_level)
 
 
 def classifier(**changes):
@@ -70,6 +71,7 @@ def classifier(**changes):
         "embedder_": Embedder(),
         "head_": Head(),
         "conformal_": Conformal(),
+        "certificate": lambda level: Certificate(f"P >= {level} & <so on>", ("<if exchangeable>",), (), level, 665),
         "taxonomy_": get_taxonomy("ham10000"),
         "provenance_": {
             "training": {"dataset": "ham10000", "fingerprint": "11" * 32, "n_images": 900},

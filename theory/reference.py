@@ -27,6 +27,69 @@ def aps_score(row, label, u=1.0):
     return above + u * own
 
 
+def rank_of(row, label):
+    """One more than the number of labels that are more probable."""
+    return 1 + sum(p > row[label] for p in row)
+
+
+def raps_score(row, label, u=1.0, penalty=0.1, k_reg=2):
+    """APS, and a penalty on each rank beyond k_reg."""
+    return aps_score(row, label, u) + penalty * max(0, rank_of(row, label) - k_reg)
+
+
+def saps_score(row, label, u=1.0, weight=0.2):
+    """Of the first label u of its probability; of others the first one's probability and a weight for each rank."""
+    rank = rank_of(row, label)
+    return u * max(row) if rank == 1 else max(row) + (rank - 2 + u) * weight
+
+
+def margin_score(row, label):
+    """Largest probability of another label, minus the label's own."""
+    return max(p for k, p in enumerate(row) if k != label) - row[label]
+
+
+def topk_score(row, label):
+    return rank_of(row, label)
+
+
+def rank_score(row, label):
+    """Rank first; within a rank 1 - p, which is less than 1."""
+    return rank_of(row, label) + (1 - row[label]) / 2
+
+
+def pac_rank(n, level, delta):
+    """Least k for which Beta(k, n + 1 - k), the law of the coverage, is below the level with probability at most delta.
+
+    P(Beta(k, n + 1 - k) >= level) is the probability that fewer than k of n uniform numbers are below the level. Level
+    and delta are Fractions; all is exact.
+    """
+    below = Fraction(0)
+    for k in range(1, n + 1):
+        below += math.comb(n, k - 1) * level ** (k - 1) * (1 - level) ** (n - k + 1)
+        if below >= 1 - delta:
+            return k
+    return n + 1
+
+
+def hierarchical_threshold(scores_by_unit, level):
+    """Least score q such that the units' shares of scores up to q, summed, reach (number of units + 1) * level."""
+    every = sorted(score for scores in scores_by_unit for score in scores)
+    for q in every:
+        shares = [Fraction(sum(s <= q for s in scores), len(scores)) for scores in scores_by_unit]
+        if sum(shares) >= level * (len(scores_by_unit) + 1):
+            return q
+    return math.inf
+
+
+def averaged_p_value(scores_by_unit, new):
+    """Mean over every way to draw one score of each unit of the p-value of `new`."""
+    total = count = Fraction(0)
+    for drawn in itertools.product(*scores_by_unit):
+        total += Fraction(1 + sum(score >= new for score in drawn), len(drawn) + 1)
+        count += 1
+    return total / count
+
+
 def rank_needed(n, level):
     """Least k with k / (n + 1) >= level; level is a Fraction."""
     k = 1

@@ -3,7 +3,9 @@
 from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
 from .hierarchical import HierarchicalConformalClassifier
-from .scores import SCORES, aps, content_uniform, lac
+from .pac import pac_least_n, pac_p_values, pac_rank
+from .patients import approximate_band, draw_one, effective_n
+from .scores import SCORES, aps, content_uniform, lac, margin, rank, raps, saps, topk
 from .thresholds import CalibrationScores, least_n
 
 __all__ = [
@@ -13,8 +15,19 @@ __all__ = [
     "Condition",
     "ConformalClassifier",
     "HierarchicalConformalClassifier",
+    "approximate_band",
     "aps",
     "content_uniform",
+    "draw_one",
+    "effective_n",
     "lac",
     "least_n",
+    "margin",
+    "pac_least_n",
+    "pac_p_values",
+    "pac_rank",
+    "rank",
+    "raps",
+    "saps",
+    "topk",
 ]

@@ -19,6 +19,7 @@ __all__ = ["ScoringClassifier"]
 
 # Cells scored at once: few enough for what a ranked score makes on the way to stay in the cache
 _CELLS_RANKED, _CELLS = 2**15, 2**19
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class ScoringClassifier(ClassifierMixin, BaseEstimator):
@@ -162,6 +163,11 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
     def _values(self, X: ArrayLike) -> np.ndarray:
         """Probabilities, or logarithms of them, checked: (n, n_classes)."""
         if self.estimator_ is None:
+            plain = type(X) is np.ndarray and X.dtype in _FLOATS and X.ndim == 2 and len(X) > 0
+            if plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
+                return check_probabilities(
+                    X, "X"
+                )  # validate_data would find nothing, and take longer than all the rest
             X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False)
             return check_probabilities(X, "X")
         if not self._log:
@@ -174,6 +180,10 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
     def _labels(self, y: ArrayLike, n: int) -> np.ndarray:
         """Column of each label, (n,)."""
         return check_codes(y, n, len(self.classes_)) if self.estimator_ is None else label_codes(y, self.classes_, n)
+
+    def _is_plain(self, X: np.ndarray) -> bool:
+        plain = type(X) is np.ndarray and X.dtype in _FLOATS and X.ndim == 2 and len(X) > 0
+        return plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_")
 
     @property
     def _scoring(self) -> dict[str, Any]:
@@ -200,6 +210,8 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
 
     def _sets(self, values: np.ndarray, limits: np.ndarray) -> np.ndarray:
         """Labels whose score is at least its limit, bool (n, n_classes); limits of shape (1 or n, 1 or n_classes)."""
+        if values.size <= _CELLS_RANKED:
+            return sets_from(values=values, limits=limits, **self._scoring)
         sets = np.empty(values.shape, dtype=bool)
         for rows in self._blocks(*values.shape):
             sets[rows] = sets_from(

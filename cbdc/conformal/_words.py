@@ -5,11 +5,10 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import stats
 
-from ..metrics import exact_level
+from ..metrics import conformal_rank, exact_level
 from .certificate import Certificate, Condition
-from .patients import effective_n
+from .patients import approximate_band
 
 if TYPE_CHECKING:
     from .classifier import ConformalClassifier
@@ -109,17 +108,16 @@ def _conditions(clf: "ConformalClassifier", level: float) -> list[Condition]:
     thresholds, found = clf.thresholds(level), []
     for name, n, cell in _cells(clf):
         if calibration.units is None:
-            found.append(Condition.from_rank(name, n, clf._rank(n, level)))
+            found.append(Condition.from_rank(name, n, clf.rank(n, level)))
             continue
         start = int(calibration.offsets[cell])
         cases = slice(start, start + int(calibration.counts[cell]))
         condition = Condition(name, n, n + 1, 1.0, 1.0, approximate=True)
         if np.isfinite(thresholds[cell]):
-            effective = effective_n(calibration.scores[cases] >= thresholds[cell], calibration.units[cases])
-            above = float(exact_level(level)) * (effective + 1)
-            low, high = stats.beta.ppf([0.05, 0.95], above, effective + 1 - above)
-            rank = min(n, round(above / (effective + 1) * (n + 1)))
-            condition = dataclasses.replace(condition, rank=rank, low=float(low), high=float(high))
+            covered, units = calibration.scores[cases] >= thresholds[cell], calibration.units[cases]
+            low, high = approximate_band(covered, units)
+            rank = min(n, conformal_rank(n, level))
+            condition = dataclasses.replace(condition, rank=rank, low=low, high=high)
         found.append(condition)
     return found
 

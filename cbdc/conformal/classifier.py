@@ -59,9 +59,9 @@ class ConformalClassifier(ScoringClassifier):
         Probability over the calibration cases that a PAC threshold covers less; for each threshold on its own.
     window : int or None, default=None
         With ``guarantee="pac"``: the coverage of so many cases to come, counted, instead of the long run.
-    repeated : {"one", "hierarchical"}, default="one"
-        What is done about several cases of one patient or lesion, where `conformalize` is told of them: one case of
-        each is drawn, or all of them share the weight of one.
+    repeated : {"hierarchical", "one"}, default="hierarchical"
+        What is done about several cases of one patient or lesion, where `conformalize` is told of them: all of them
+        share the weight of one, or one of each is drawn, which PAC thresholds take.
     small_groups : {"warn", "refuse", "merge"}, default="warn"
         What is done about a group with too few cases for a finite threshold at `confidence_level`: its sets hold every
         class, with a warning; an error; or it is merged with others, see `merged_groups_`.
@@ -157,7 +157,7 @@ class ConformalClassifier(ScoringClassifier):
         guarantee: str = "marginal",
         delta: float = 0.05,
         window: int | None = None,
-        repeated: str = "one",
+        repeated: str = "hierarchical",
         small_groups: str = "warn",
         randomized: bool = True,
         prefit: bool = False,
@@ -270,6 +270,11 @@ class ConformalClassifier(ScoringClassifier):
         kept, codes = np.arange(len(values)), None
         if units is not None:
             codes = unit_codes(units, len(values))
+            if self.guarantee_ == "pac" and self.repeated == "hierarchical":
+                raise ParameterError(
+                    "units: guarantee='pac' counts independent cases, and cases that share the weight of a unit are not. "
+                    "Fix: repeated='one'."
+                )
             if self.repeated == "one":
                 kept, codes = draw_one(codes, np.random.RandomState(self.seed_)), None
         columns = np.zeros(len(kept), dtype=np.intp) if self.columns_ is None else self.columns_[labels[kept]]
@@ -311,14 +316,11 @@ class ConformalClassifier(ScoringClassifier):
         """
         self._check_conformalized()
         level = self.confidence_level if confidence_level is None else confidence_level
-        thresholds = self._table(level)
         if level != self.confidence_level:
             self._warn_of_small_conditions(level)
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
-        thresholds = round_up(thresholds, score_dtype(self.score_name_, values.dtype))
-        if self.columns_ is not None:
-            thresholds = thresholds[:, self.columns_]
+        thresholds = self._limits(level, score_dtype(self.score_name_, values.dtype))
         if self.rank_limits_ is not None:
             return truncated(self._score_all(values), values, None, self.rank_limits_) >= thresholds[codes]
         return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds)
@@ -431,10 +433,6 @@ class ConformalClassifier(ScoringClassifier):
         exact_level(self.confidence_level)
         if self.rank_calibrated and self.condition_on != "class":
             raise ParameterError(f"rank_calibrated: it goes with condition_on='class'; got {self.condition_on!r}.")
-        if self.guarantee == "pac" and self.repeated == "hierarchical":
-            raise ParameterError(
-                "guarantee='pac' counts independent cases, and repeated='hierarchical' has none. Fix: repeated='one'."
-            )
         if self.window is not None and self.guarantee != "pac":
             raise ParameterError("window: it goes with guarantee='pac'.")
 
@@ -507,7 +505,10 @@ class ConformalClassifier(ScoringClassifier):
     def _by_group(self) -> bool:
         return self.condition_on_ in ("group", "class_and_group")
 
-    def _rank(self, n: int, level: float) -> int:
+    def rank(self, n: int, confidence_level: float | None = None) -> int:
+        """Rank of the threshold among n calibration cases, from the best conforming down; n + 1 if it is infinite."""
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
         if self.guarantee_ == "pac":
             return pac_rank(n, level, self.delta_, self.window_)
         return conformal_rank(n, level)
@@ -520,7 +521,15 @@ class ConformalClassifier(ScoringClassifier):
         exact_level(level)
         if self.guarantee_ == "marginal":
             return self.calibration_.thresholds(level)
-        return self.calibration_.at_ranks(self.calibration_.ranks(lambda n: self._rank(n, level)))
+        return self.calibration_.at_ranks(self.calibration_.ranks(lambda n: self.rank(n, level)))
+
+    def _limits(self, level: float, dtype: np.dtype) -> np.ndarray:
+        """Thresholds by group and class, rounded up; kept, since a case alone takes less time than they do."""
+        kept = self.calibration_.kept
+        if (level, dtype) not in kept:
+            thresholds = round_up(self._table(level), dtype)
+            kept[level, dtype] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
+        return kept[level, dtype]
 
     def _warn_of_small_conditions(self, level: float) -> None:
         message = describe_small_conditions(self, level, self._least_n(level))

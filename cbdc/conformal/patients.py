@@ -1,10 +1,11 @@
 """Cases that come in units: the images of a lesion, the lesions of a patient."""
 
 import numpy as np
+from scipy import stats
 
 from ..errors import ParameterError
 
-__all__ = ["draw_one", "effective_n", "unit_codes"]
+__all__ = ["approximate_band", "draw_one", "effective_n", "unit_codes"]
 
 
 def unit_codes(units: object, n: int) -> np.ndarray:
@@ -76,3 +77,32 @@ def effective_n(covered: np.ndarray, units: np.ndarray) -> float:
     if variance == 0:
         return float(len(units))
     return float(np.clip(rate * (1 - rate) * n_units / variance, 1, len(units)))
+
+
+def approximate_band(covered: np.ndarray, units: np.ndarray, probability: float = 0.9) -> tuple[float, float]:
+    """Band of the coverage in the long run, from the share of the calibration cases that a threshold covers.
+
+    As exact for one case a unit, but with the effective number of cases in place of their number; so it is approximate.
+
+    Parameters
+    ----------
+    covered : ndarray of shape (n,), bool
+    units : ndarray of shape (n,)
+    probability : float, default=0.9
+
+    Returns
+    -------
+    low, high : float
+
+    Examples
+    --------
+    >>> low, high = approximate_band(np.arange(1000) < 909, np.repeat(np.arange(500), 2))
+    >>> print(f"{low:.2f} {high:.2f}")
+    0.89 0.93
+    """
+    _, codes, sizes = np.unique(units, return_inverse=True, return_counts=True)
+    share = float((np.bincount(codes, covered) / sizes).mean())
+    effective = effective_n(covered, units)
+    tails = [(1 - probability) / 2, (1 + probability) / 2]
+    low, high = stats.beta.ppf(tails, share * effective, effective + 1 - share * effective)
+    return float(low), float(high)

@@ -70,6 +70,11 @@ class CalibrationScores:
         """Where in `scores` each condition begins."""
         return (np.cumsum(self.counts) - self.counts.ravel()).reshape(self.counts.shape)
 
+    @functools.cached_property
+    def kept(self) -> dict:
+        """Thresholds that were asked for, by whatever they depend on."""
+        return {}
+
     @property
     def conditions(self) -> np.ndarray:
         """Flat index of the condition of each score, (n,)."""

@@ -1,6 +1,6 @@
 """Prediction sets against the truth: coverage, size, and both by class and by group."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,7 @@ def coverage_table(
     groups: ArrayLike | None = None,
     n_calibration: int | ArrayLike | Mapping[Hashable, Any] | None = None,
     confidence_level: float | None = None,
+    rank: Callable[[int], int] | None = None,
     least_n: int = 10,
     probability: float = 0.95,
 ) -> pd.DataFrame:
@@ -165,6 +166,8 @@ def coverage_table(
         speaks of; the band of every other row is NaN.
     confidence_level : float, optional
         Nominal level of the sets.
+    rank : callable, optional
+        Rank of the threshold among so many calibration cases; None stands for `conformal_rank` at the level.
     least_n : int, default=10
         A row of fewer cases keeps its counts; its rates are NaN, and `reason` says so.
     probability : float, default=0.95
@@ -216,7 +219,7 @@ def coverage_table(
         low, high = clopper_pearson(k, n, probability) if enough else (np.nan, np.nan)
         band = (np.nan, np.nan)
         if cells is not None and confidence_level is not None and enough:
-            band = _band(inside, *cells, confidence_level, probability)
+            band = _band(inside, *cells, confidence_level, probability, rank)
         records.append(
             {
                 "by": by,
@@ -298,7 +301,12 @@ def _cells(
 
 
 def _band(
-    inside: np.ndarray, cells: np.ndarray, counts: np.ndarray, confidence_level: float, probability: float
+    inside: np.ndarray,
+    cells: np.ndarray,
+    counts: np.ndarray,
+    confidence_level: float,
+    probability: float,
+    rank: Callable[[int], int] | None,
 ) -> tuple[float, float]:
     """Band of a row that consists of whole cells; NaN for any other row, of which nothing is guaranteed."""
     n_test = np.bincount(cells[inside], minlength=len(counts))
@@ -306,4 +314,5 @@ def _band(
     present = n_test > 0
     if (n_test[present] != whole[present]).any():
         return np.nan, np.nan
-    return coverage_band(counts[present], n_test[present], confidence_level, probability=probability)
+    ranks = None if rank is None else [rank(int(n)) for n in counts[present]]
+    return coverage_band(counts[present], n_test[present], confidence_level, probability=probability, ranks=ranks)

@@ -5,6 +5,7 @@ import json
 import platform
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -240,6 +241,7 @@ def evaluate(
                 columns=columns,
                 groups=given,
                 n_calibration=n_calibration,
+                rank=partial(classifier.conformal_.rank, confidence_level=value),
                 confidence_level=value,
                 least_n=least_n,
             )
@@ -309,7 +311,7 @@ def _name(dataset: LesionDataset, i: int) -> str:
 
 
 def _model(classifier: "CBDCClassifier", level: float) -> dict[str, Any]:
-    seed = classifier.random_state
+    seed, certificate = classifier.random_state, classifier.certificate(level)
     return {
         "backbone": classifier.backbone,
         "embedder_sha256": classifier.embedder_.fingerprint_,
@@ -321,7 +323,8 @@ def _model(classifier: "CBDCClassifier", level: float) -> dict[str, Any]:
         "n_classes": len(classifier.classes_),
         "provenance": classifier.provenance_,
         "split": getattr(classifier, "notes_", {}).get("split"),
-        "guarantee": str(classifier.conformal_.certificate(level)),
+        "guarantee": str(certificate),
+        "certificate": certificate.to_dict(),
     }
 
 

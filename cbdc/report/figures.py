@@ -121,6 +121,7 @@ def set_figures(
     columns: dict[str, np.ndarray],
     groups: np.ndarray | None,
     n_calibration: Any,
+    rank: Callable[[int], int],
     confidence_level: float,
     least_n: int,
 ) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def set_figures(
             groups=None if groups is None else groups[sample],
             n_calibration=n_calibration,
             confidence_level=None if n_calibration is None else confidence_level,
+            rank=rank,
             least_n=least_n,
             probability=_PROBABILITY,
         )

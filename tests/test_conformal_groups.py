@@ -1,0 +1,121 @@
+"""Groups by several attributes, and groups with too few cases."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_conformal_properties import draw_cases
+
+from cbdc import ConformalClassifier
+from cbdc.conformal import least_n
+from cbdc.errors import CalibrationSizeWarning, ParameterError
+
+
+def attributes(rng, n, sizes=(0.6, 0.3, 0.1)):
+    return pd.DataFrame(
+        {"skin_type": rng.choice(["I-II", "III-IV", "V-VI"], n, p=sizes), "sex": rng.choice(["female", "male"], n)}
+    )
+
+
+def calibrated(P, y, groups, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        return ConformalClassifier(condition_on="group", **options).conformalize(P, y, groups=groups)
+
+
+def test_every_combination_of_attributes_is_a_group():
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 600, 3)
+    table = attributes(rng, 600)
+    clf = calibrated(P[:500], y[:500], table[:500])
+    assert "skin_type=V-VI, sex=female" in clf.groups_.tolist()
+    assert len(clf.groups_) == 6
+    by_name = calibrated(P[:500], y[:500], [f"skin_type={a}, sex={b}" for a, b in table[:500].to_numpy()])
+    np.testing.assert_array_equal(clf.calibration_.scores, by_name.calibration_.scores)
+    np.testing.assert_array_equal(
+        clf.predict_set(P[500:], groups=table[500:]),
+        by_name.predict_set(P[500:], groups=[f"skin_type={a}, sex={b}" for a, b in table[500:].to_numpy()]),
+    )
+    plain = calibrated(P[:500], y[:500], table[:500].to_numpy())
+    np.testing.assert_array_equal(plain.calibration_.counts, clf.calibration_.counts)
+    assert "V-VI, female" in plain.groups_.tolist()
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 150), n_attributes=st.integers(1, 3))
+def test_merged_groups_are_large_enough_and_named(seed, n, n_attributes):
+    rng = np.random.default_rng(seed)
+    P, y, _ = draw_cases(rng, n, 3)
+    table = rng.choice(list("abcd"), (n, n_attributes), p=[0.7, 0.2, 0.07, 0.03])
+    clf = calibrated(P, y, table if n_attributes > 1 else table[:, 0], small_groups="merge")
+    counts = clf.calibration_.counts.ravel()
+    assert counts.sum() == n
+    assert (counts >= least_n(0.9)).all() or len(counts) == 1
+    assert set(clf.merged_groups_.values()) <= set(clf.groups_.tolist())
+    names = {", ".join(row) for row in table}
+    kept = names - set(clf.merged_groups_)
+    assert kept <= set(clf.groups_.tolist())
+    sets = clf.predict_set(P, groups=table if n_attributes > 1 else table[:, 0])  # every known group has a row
+    assert sets.shape == P.shape
+    arrays, document = clf.get_state()
+    again = ConformalClassifier.from_state(arrays, document)
+    np.testing.assert_array_equal(again.predict_set(P, groups=table if n_attributes > 1 else table[:, 0]), sets)
+
+
+def test_the_last_attribute_is_given_up_first():
+    groups = np.array([["V", "f"]] * 5 + [["V", "m"]] * 5 + [["I", "f"]] * 20 + [["I", "m"]] * 4)
+    P, y, _ = draw_cases(np.random.default_rng(0), len(groups), 2)
+    clf = ConformalClassifier(condition_on="group", small_groups="merge")
+    with pytest.warns(CalibrationSizeWarning, match="'V, f' into 'V, other'"):
+        clf.conformalize(P, y, groups=groups)
+    assert clf.merged_groups_["V, m"] == "V, other"
+    assert clf.merged_groups_["I, m"] == "V, other or other" or clf.merged_groups_["I, m"].endswith("other")
+    assert clf.n_calibration_[clf.merged_groups_["V, f"]] >= 10
+
+
+def test_small_groups_can_be_refused():
+    P, y, _ = draw_cases(np.random.default_rng(0), 60, 2)
+    groups = np.repeat(["many", "few"], [55, 5])
+    with pytest.raises(ParameterError, match=r"'few' \(n = 5\)"):
+        calibrated(P, y, groups, small_groups="refuse")
+    assert calibrated(P, y, groups, small_groups="warn").n_calibration_ == {"few": 5, "many": 55}
+
+
+def test_classes_that_no_merging_can_help_do_not_count():
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 400, 3)
+    y[y == 2] = 0
+    y[:3] = 2  # three cases in all: always in the set, whatever the groups
+    groups = rng.choice(["a", "b"], 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        clf = ConformalClassifier(condition_on="class_and_group", small_groups="merge")
+        clf.conformalize(P, y, groups=groups)
+    assert clf.merged_groups_ == {}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (pd.DataFrame({"sex": ["f", None] * 20}), "case 1 has none"),
+        (pd.DataFrame({"sex": ["f"] * 39}), "shape"),
+        (np.empty((40, 0)), "shape"),
+        (None, "missing"),
+    ],
+)
+def test_bad_groups_are_named(groups, message):
+    P, y, _ = draw_cases(np.random.default_rng(0), 40, 2)
+    with pytest.raises(ParameterError, match=message):
+        calibrated(P, y, groups)
+
+
+def test_a_combination_that_was_not_calibrated_is_refused():
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 200, 2)
+    table = attributes(rng, 200, sizes=(0.7, 0.3, 0.0))
+    clf = calibrated(P, y, table, small_groups="merge")
+    other = pd.DataFrame({"skin_type": ["V-VI"], "sex": ["male"]})
+    with pytest.raises(ParameterError, match="was not calibrated"):
+        clf.predict_set(P[:1], groups=other)

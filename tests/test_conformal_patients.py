@@ -1,0 +1,176 @@
+"""Several cases of one patient or lesion."""
+
+import sys
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from test_conformal_properties import CONDITIONS, draw_cases
+
+from cbdc import ConformalClassifier
+from cbdc.conformal import CalibrationScores, approximate_band, draw_one
+from cbdc.errors import CalibrationSizeWarning, ParameterError
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
+import reference
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def units_of_scores(draw):
+    """Whole-numbered scores by unit, ties among them."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=12))
+    rng = np.random.default_rng(draw(seeds))
+    return [rng.integers(0, 12, size).tolist() for size in sizes]
+
+
+def table_of(by_unit):
+    """Conformity scores: minus the nonconformity of the reference."""
+    scores = -np.concatenate(by_unit).astype(float)
+    units = np.repeat(np.arange(len(by_unit)), [len(s) for s in by_unit])
+    return CalibrationScores.from_cases(scores, np.zeros(len(scores), dtype=int), (1, 1), units=units)
+
+
+@given(
+    by_unit=units_of_scores(), level=st.sampled_from([Fraction(1, 2), Fraction(2, 3), Fraction(4, 5), Fraction(9, 10)])
+)
+def test_hierarchical_sets_equal_the_reference(by_unit, level):
+    found = table_of(by_unit).thresholds(float(level))[0, 0]
+    assert -found == reference.hierarchical_threshold(by_unit, level)
+
+
+@given(by_unit=units_of_scores(), new=st.integers(-1, 13))
+def test_averaging_over_all_draws_is_the_weighted_p_value(by_unit, new):
+    by_unit = by_unit[:5]
+    found = table_of(by_unit).p_values(np.array([[-float(new)]]), np.zeros(1, dtype=int))[0, 0]
+    assert found == pytest.approx(float(reference.averaged_p_value(by_unit, new)), abs=1e-12)
+
+
+@given(by_unit=units_of_scores(), new=st.integers(-1, 13))
+def test_weighted_p_values_give_the_sets(by_unit, new):
+    calibration = table_of(by_unit)
+    p_value = calibration.p_values(np.array([[-float(new)]]), np.zeros(1, dtype=int))[0, 0]
+    for level in (Fraction(1, 3), Fraction(1, 2), Fraction(4, 5), Fraction(9, 10)):
+        inside = -float(new) >= calibration.thresholds(float(level))[0, 0]
+        assert inside == (p_value > float(1 - level))
+
+
+def conformalized(P, y, groups, units, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        clf = ConformalClassifier(**options)
+        if options.get("condition_on") == "cluster" or options.get("rank_calibrated"):
+            other, labels, _ = draw_cases(np.random.default_rng(1), 150, P.shape[1])
+            clf.tune(other, labels)
+        return clf.conformalize(P, y, groups=groups, units=units)
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("repeated", ["one", "hierarchical"])
+@given(seed=seeds)
+def test_units_of_one_case_change_nothing(condition, repeated, seed):
+    if condition.get("guarantee") == "pac" and repeated == "hierarchical":
+        return  # refused, see below
+    rng = np.random.default_rng(seed)
+    P, y, groups = draw_cases(rng, 80, 3)
+    groups[:2] = 0, 1
+    units = rng.permutation(60)
+    one = conformalized(P[:60], y[:60], groups[:60], units, repeated=repeated, **condition)
+    other = conformalized(P[:60], y[:60], groups[:60], None, **condition)
+    np.testing.assert_array_equal(one.thresholds(0.8), other.thresholds(0.8))
+    np.testing.assert_array_equal(one.p_values(P[60:], groups[60:]), other.p_values(P[60:], groups[60:]))
+    assert [c.n for c in one.certificate().conditions] == [c.n for c in other.certificate().conditions]
+
+
+@given(seed=seeds, repeats=st.integers(2, 5))
+def test_repeating_every_case_changes_no_hierarchical_set(seed, repeats):
+    rng = np.random.default_rng(seed)
+    P, y, _ = draw_cases(rng, 80, 3)
+    units = np.tile(np.arange(60), repeats)
+    many = conformalized(np.tile(P[:60], (repeats, 1)), np.tile(y[:60], repeats), None, units, condition_on="class")
+    plain = conformalized(P[:60], y[:60], None, None, condition_on="class")
+    np.testing.assert_array_equal(many.predict_set(P[60:], 0.5), plain.predict_set(P[60:], 0.5))
+    np.testing.assert_array_equal(many.n_calibration_, plain.n_calibration_)
+
+
+def test_state_round_trip_with_units():
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 200, 3)
+    clf = conformalized(P, y, None, rng.integers(0, 60, 200), condition_on="class")
+    arrays, document = clf.get_state()
+    assert set(arrays) == {"scores", "counts", "units"}
+    again = ConformalClassifier.from_state(arrays, document)
+    np.testing.assert_array_equal(again.p_values(P), clf.p_values(P))
+    assert again.certificate() == clf.certificate()
+    assert "patient" in str(clf.certificate())
+    assert "about" in str(clf.certificate())
+
+
+def test_one_case_of_each_unit_is_drawn_evenly():
+    units = np.repeat(np.arange(300), 3)
+    chosen = draw_one(units, np.random.RandomState(0))
+    np.testing.assert_array_equal(units[chosen], np.arange(300))
+    counts = np.bincount(chosen % 3, minlength=3)
+    assert stats.chisquare(counts).pvalue > 1e-5
+
+
+def simulate(rng, runs, n_units, size, icc, level=0.9):
+    """Coverage of the threshold for a case of a new unit: pooled, hierarchical, and of one case a unit."""
+    unit = rng.standard_normal((runs, n_units, 1)) * np.sqrt(icc)
+    scores = unit + rng.standard_normal((runs, n_units, size)) * np.sqrt(1 - icc)
+    n = n_units * size
+    ordered = np.sort(scores.reshape(runs, -1), axis=1)
+    pooled = ordered[:, int(np.ceil((n + 1) * level)) - 1]
+    hierarchical = ordered[:, int(np.ceil((n_units + 1) * size * level)) - 1]
+    one = np.sort(scores[:, :, 0], axis=1)[:, int(np.ceil((n_units + 1) * level)) - 1]
+    return {name: stats.norm.cdf(q) for name, q in [("pooled", pooled), ("hierarchical", hierarchical), ("one", one)]}
+
+
+def test_thresholds_of_equal_units_are_those_simulated():
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((20, 10)) + rng.standard_normal((20, 1))
+    table = table_of([row.tolist() for row in scores])
+    assert -table.thresholds(0.9)[0, 0] == np.sort(scores.ravel())[int(np.ceil(21 * 10 * 0.9)) - 1]
+
+
+def test_patients_fall_short_half_as_often():
+    """100 patients of 10 images, ICC .5: P(coverage < .88) is no more than half of that of pooled images."""
+    coverage = simulate(np.random.default_rng(0), 20_000, 100, 10, 0.5)
+    short = {name: np.mean(c < 0.88) for name, c in coverage.items()}
+    assert 0.12 < short["pooled"] < 0.155
+    assert short["hierarchical"] <= short["pooled"] / 2
+    assert coverage["hierarchical"].mean() >= 0.9
+
+
+@pytest.mark.parametrize("icc", [0.0, 0.5])
+def test_the_band_for_patients_holds_about_ninety_percent(icc):
+    rng = np.random.default_rng(0)
+    held, runs = 0, 400
+    for _ in range(runs):
+        scores = rng.standard_normal((100, 1)) * np.sqrt(icc) + rng.standard_normal((100, 10)) * np.sqrt(1 - icc)
+        ordered = np.sort(scores.ravel())
+        limit = ordered[int(np.ceil(101 * 10 * 0.9)) - 1]
+        low, high = approximate_band(scores.ravel() <= limit, np.repeat(np.arange(100), 10))
+        held += low <= stats.norm.cdf(limit) <= high
+    assert 0.83 <= held / runs <= 0.96
+
+
+@pytest.mark.parametrize(
+    ("units", "options", "message"),
+    [
+        (["a"] * 39, {}, "shape"),
+        (["a"] * 39 + [None], {}, "units: case 39"),
+        (np.arange(40), {"guarantee": "pac"}, "repeated='one'"),
+        (np.arange(40), {"repeated": "all"}, "repeated"),
+    ],
+)
+def test_bad_units_are_refused(units, options, message):
+    P, y, _ = draw_cases(np.random.default_rng(0), 40, 2)
+    with pytest.raises((ParameterError, ValueError), match=message):
+        conformalized(P, y, None, units, **options)
