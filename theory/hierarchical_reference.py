@@ -136,19 +136,20 @@ def level_scores(parents, p, depth, score):
     return {leaf: found[at_depth(parents, leaf, depth)] for leaf in p}
 
 
-def answer_by_levels(new, calibration, level):
-    """`new` is a list of dicts of scores, one a depth; `calibration` a list of scores of the true leaf, one a depth."""
-    n = len(calibration[0])
+def answer_by_levels(new, calibration, level, among):
+    """`new` is a list of dicts of scores, one a depth; `calibration` a list of scores of the true leaf, one a depth;
+    `among(leaf)` are the numbers of the calibration cases of the condition of that leaf."""
     worst = [
         max(1 + sum(other > own for other in column) for column, own in ((c, c[i]) for c in calibration))
-        for i in range(n)
+        for i in range(len(calibration[0]))
     ]
-    k = rank_needed(n, level)
-    limit = sorted(worst)[k - 1] + 1 if k <= n else math.inf  # one rank more: the new case may push each down by one
     found = set()
     for leaf in new[0]:
         ranks = [1 + sum(other > by_leaf[leaf] for other in column) for column, by_leaf in zip(calibration, new)]
-        if max(ranks) <= limit:
+        peers = sorted(worst[i] for i in among(leaf))
+        k = rank_needed(len(peers), level)
+        # One rank more: the new case may push each calibration case down by one
+        if k > len(peers) or max(ranks) <= peers[k - 1] + 1:
             found.add(leaf)
     return found
 

@@ -21,7 +21,7 @@ from ..taxonomy import Taxonomy
 from ._base import ScoringClassifier
 from ._codes import check_groups, group_codes
 from ._nested import Tree, check_leaves, nested_scores
-from ._state import check_scores
+from ._state import check_groups_of, check_scores
 from .certificate import Certificate, Condition
 from .scores import content_uniform
 from .thresholds import CalibrationScores, least_n
@@ -58,8 +58,9 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         lowest node of more than a calibrated probability. "lac": the mean probability of the classes that are taken in
         together, which gives the fewest classes on average.
     condition_on : {None, "class", "group"}, default=None
-        For whom the guarantee holds: on average, within every class, or within every group. For "class" the answer is
-        the least member of the family with all classes that conform, so that coverage may exceed the level.
+        For whom the guarantee holds: on average, within every class, or within every group. For "class" with a bound on
+        the nodes, the answer is the least member of the family with all classes that conform, so that coverage may far
+        exceed the level.
     confidence_level : float, default=0.9
         Level of the answers; the methods may be asked another.
     allow_empty : bool, default=False
@@ -97,11 +98,12 @@ class HierarchicalConformalClassifier(ScoringClassifier):
     **Guarantee.** Assumption: calibration cases and the new case are exchangeable, and none was used to fit, to choose
     or to tune the classifier; the taxonomy is fixed beforehand. Statement: the true class is below the nodes of the
     answer with probability >= confidence_level, given the class or the group where `condition_on` says so; at every
-    depth at once the projected answer then holds the true ancestor. Without ties, without "class" and outside "levels"
-    the coverage given the calibration cases has the law of any split-conformal set; the one tie that is made is that
-    of the predicted classes, if `allow_empty` is False. What breaks it: another population; several images of one
-    lesion or patient; calibrating on training data; a taxonomy or level chosen after looking at the answers. It is no
-    statement about a single case, and none about the other nodes of its size.
+    depth at once the projected answer then holds the true ancestor. Without ties the coverage given the calibration
+    cases has the law of any split-conformal set, but for "levels" and for "class" with a bound on the nodes; the one
+    tie that is made is that of the predicted classes, if `allow_empty` is False. What breaks it: another population;
+    several images of one lesion or patient; calibrating on training data; a taxonomy or level chosen after looking at
+    the answers. It is no statement about a single case, and none about answers of one kind: among those that are
+    leaves, say, coverage may be higher or lower.
 
     Probabilities below 1e-308 count as 0 here: they tie, which only adds to coverage.
 
@@ -228,7 +230,8 @@ class HierarchicalConformalClassifier(ScoringClassifier):
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
         """P-value of every class: it is in the answer at a level exactly if this exceeds ``1 - exact_level(level)``.
 
-        Along the family of a case they never rise, so that the classes above any limit are a member of the family.
+        Along the family of a case they never rise, so that the classes above any limit are a member of the family; only
+        with ``condition_on="class"`` and no bound on the nodes they may, where any set can be named.
 
         Parameters
         ----------
@@ -246,7 +249,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         for block in self._blocks_of(len(values)):
             scores = self._score_all(values[block])
             p = self.calibration_.p_values(scores, rows[block])
-            if self.condition_on_ == "class":  # a class comes with all that the family takes in before it
+            if self._closes:  # a class comes with all that the family takes in before it
                 later = scores[:, None, :] <= scores[:, :, None]
                 p = np.where(later, p[:, None, :], 0).max(axis=2)
             found[block] = p
@@ -410,8 +413,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
         found._freeze()
         found._log, found.seed_ = bool(document["log"]), int(document["seed"])
-        by_group = found.condition_on_ == "group"
-        found.groups_ = np.array(document["groups"], dtype=document["groups_dtype"]) if by_group else None
+        found.groups_, _ = check_groups_of(document)
         n_columns = len(found.classes_) if found.condition_on_ == "class" else 1
         shape = (1 if found.groups_ is None else len(found.groups_), n_columns)
         found.calibration_ = check_scores(arrays, shape, "lac", log=False)
@@ -500,6 +502,11 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             scores.append(found[:, self._level_codes[depth]])
         return np.stack(scores, axis=1)
 
+    @property
+    def _closes(self) -> bool:
+        """Whether the classes that conform, each by its own class's threshold, need not be a member of the family."""
+        return self.condition_on_ == "class" and (self.mode_ == "node" or self.max_nodes_ is not None)
+
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
         if self.groups_ is None:
             return np.zeros(n, dtype=np.intp)
@@ -521,7 +528,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             condition = Condition.from_rank(name, n, conformal_rank(n, level))
             tied = not condition.is_vacuous and bool(np.sum(scores == scores[n - condition.rank]) > 1)
             # With ties, or where an answer holds more than the classes that conform, coverage may be larger
-            yield dataclasses.replace(condition, high=1.0) if tied or self.condition_on_ == "class" else condition
+            yield dataclasses.replace(condition, high=1.0) if tied or self._closes else condition
 
     def _warn_of_few_cases(self, level: float) -> None:
         needed = least_n(level)
