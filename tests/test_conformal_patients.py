@@ -61,6 +61,31 @@ def test_weighted_p_values_give_the_sets(by_unit, new):
         assert inside == (p_value > float(1 - level))
 
 
+PRIMES = [31, 37, 41, 43, 47, 53, 59, 61, 67]  # their least common multiple is beyond any integer of numpy's
+
+
+@pytest.mark.parametrize("level", [0.5, 0.8, 0.9])
+def test_many_sizes_of_units_lose_no_rank(level):
+    """Alike within a unit, the units are the cases, however many cases each has; weights of 1/31..1/67 sum to 1."""
+    scores = np.random.default_rng(0).standard_normal(9)
+    many = table_of([[score] * size for score, size in zip(scores, PRIMES)])
+    plain = CalibrationScores.from_cases(-scores, np.zeros(9, dtype=int), (1, 1))
+    np.testing.assert_array_equal(many.thresholds(level), plain.thresholds(level))
+    new, group = -np.append(scores, [-9.0, 9.0])[:, None], np.zeros(11, dtype=int)
+    np.testing.assert_array_equal(many.p_values(new, group), plain.p_values(new, group))
+
+
+@given(seed=seeds)
+def test_many_sizes_of_units_give_sets_and_p_values_that_agree(seed):
+    rng = np.random.default_rng(seed)
+    calibration = table_of([rng.integers(0, 12, size).tolist() for size in PRIMES])
+    new = -np.arange(-1.0, 14.0)[:, None]
+    p_values = calibration.p_values(new, np.zeros(15, dtype=int))
+    for level in (Fraction(1, 3), Fraction(1, 2), Fraction(4, 5), Fraction(9, 10)):
+        inside = new >= calibration.thresholds(float(level))[0, 0]
+        np.testing.assert_array_equal(inside, p_values > float(1 - level))
+
+
 def conformalized(P, y, groups, units, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationSizeWarning)

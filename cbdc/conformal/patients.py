@@ -62,7 +62,7 @@ def effective_n(covered: np.ndarray, units: np.ndarray) -> float:
     >>> effective_n(np.array([1, 0, 1, 1], dtype=bool), np.array([0, 0, 1, 1])) <= 4
     True
     >>> round(effective_n(np.array([1, 1, 0, 0] * 50, dtype=bool), np.arange(200) // 2), 1)  # alike within a unit
-    99.0
+    100.0
     """
     if len(covered) != len(units) or len(units) == 0:
         raise ParameterError(
@@ -73,7 +73,7 @@ def effective_n(covered: np.ndarray, units: np.ndarray) -> float:
     rate, n_units = means.mean(), len(sizes)
     if n_units < 2 or not 0 < rate < 1:
         return float(n_units)
-    variance = means.var(ddof=1)
+    variance = means.var()  # over their number, not one less: so one case a unit gives the number of units
     if variance == 0:
         return float(len(units))
     return float(np.clip(rate * (1 - rate) * n_units / variance, 1, len(units)))

@@ -92,9 +92,9 @@ class CalibrationScores:
         return self.at_ranks(self.ranks(lambda n: conformal_rank(n, confidence_level)))
 
     def ranks(self, rank: Callable[[int], int]) -> np.ndarray:
-        """A rank for each condition by its number of cases, a table."""
-        counts, place = np.unique(self.counts, return_inverse=True)
-        return np.array([rank(int(n)) for n in counts])[place].reshape(self.counts.shape)
+        """A rank for each condition by its number of units, a table."""
+        n_units, place = np.unique(self.n_units, return_inverse=True)
+        return np.array([rank(int(n)) for n in n_units])[place].reshape(self.counts.shape)
 
     def at_ranks(self, ranks: np.ndarray) -> np.ndarray:
         """The scores of these ranks, from the best down, a table; minus infinity where a rank exceeds the cases."""
@@ -136,30 +136,30 @@ class CalibrationScores:
         """Weight of a unit, sums of the weights of the scores below each place (n + 1,), and units of each condition.
 
         Whole numbers, so that no sum is rounded across a rank: a unit weighs the least common multiple of the numbers
-        of cases, or 2**40 where that is too large, and then its cases weigh a hair less than it, which is conservative.
+        of cases. Where that is so large that a float64 could not hold the sums, its j best cases weigh what is due to
+        them rounded down, which is conservative, and all of them exactly the unit's weight.
         """
         assert self.units is not None
-        pairs = np.stack([self.conditions, self.units])
-        unique, place, sizes = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
-        one = 1
-        for size in np.unique(sizes).tolist():
-            one = min(math.lcm(one, size), 2**40)
-        below = np.concatenate([[0], np.cumsum(one // sizes[place.ravel()])])
-        n_units = np.bincount(unique[0], minlength=self.counts.size).reshape(self.counts.shape)
-        return one, below, n_units
+        n = len(self.scores)
+        names, units = np.unique(self.units, return_inverse=True)
+        keys = self.conditions * len(names) + units
+        order = np.argsort(keys, kind="stable")  # unit by unit, the scores of each ascending
+        _, starts, sizes = np.unique(keys[order], return_index=True, return_counts=True)
+        one = min(math.lcm(*sizes.tolist()), 2**52 // (n + 1))
+        size = np.repeat(sizes, sizes)
+        place = np.repeat(starts + sizes, sizes) - np.arange(n)  # within the unit, from 1 for the best
+        weights = np.empty(n, dtype=np.int64)
+        weights[order] = place * one // size - (place - 1) * one // size
+        n_units = np.bincount(self.conditions[order[starts]], minlength=self.counts.size).reshape(self.counts.shape)
+        return one, np.concatenate([[0], np.cumsum(weights)]), n_units
 
     def _weighted_thresholds(self, confidence_level: float) -> np.ndarray:
-        one, below, n_units = self._shares
+        """The last places from which the scores up to the best weigh enough."""
+        one, below, _ = self._shares
         level = exact_level(confidence_level)
-        found = np.full(self.counts.shape, -np.inf)
-        for cell, offset in np.ndenumerate(self.offsets):
-            end = offset + self.counts[cell]
-            needed = math.ceil(level * (int(n_units[cell]) + 1) * one)
-            # The last place from which the scores up to the best weigh enough
-            place = np.searchsorted(below[offset : end + 1], below[end] - needed, side="right") - 1
-            if place >= 0:
-                found[cell] = self.scores[offset + place]
-        return found
+        needed = self.ranks(lambda n_units: math.ceil(level * (n_units + 1) * one))
+        places = np.searchsorted(below, below[self.offsets + self.counts] - needed, side="right") - 1
+        return np.where(places >= self.offsets, np.append(self.scores, np.nan)[places], -np.inf)
 
 
 def round_up(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
