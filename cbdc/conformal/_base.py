@@ -163,11 +163,8 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
     def _values(self, X: ArrayLike) -> np.ndarray:
         """Probabilities, or logarithms of them, checked: (n, n_classes)."""
         if self.estimator_ is None:
-            plain = type(X) is np.ndarray and X.dtype in _FLOATS and X.ndim == 2 and len(X) > 0
-            if plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_"):
-                return check_probabilities(
-                    X, "X"
-                )  # validate_data would find nothing, and take longer than all the rest
+            if isinstance(X, np.ndarray) and self._is_plain(X):
+                return check_probabilities(X, "X")  # validate_data would find nothing, and take most of the time
             X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False)
             return check_probabilities(X, "X")
         if not self._log:

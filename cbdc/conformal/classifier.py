@@ -272,7 +272,7 @@ class ConformalClassifier(ScoringClassifier):
             codes = unit_codes(units, len(values))
             if self.guarantee_ == "pac" and self.repeated == "hierarchical":
                 raise ParameterError(
-                    "units: guarantee='pac' counts independent cases, and cases that share the weight of a unit are not. "
+                    "units: guarantee='pac' counts independent cases, which those sharing a unit's weight are not. "
                     "Fix: repeated='one'."
                 )
             if self.repeated == "one":

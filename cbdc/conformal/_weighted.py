@@ -1,0 +1,75 @@
+"""Weighted calibration scores: what label shift and covariate shift have in common."""
+
+import dataclasses
+
+import numpy as np
+
+from ..errors import ParameterError
+from ..metrics import exact_level
+
+__all__ = ["WeightedScores", "check_weights", "effective_size"]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedScores:
+    """Calibration scores in ascending order, each with a weight.
+
+    The new case has a weight too, and stands at minus infinity with it: then the set holds a label exactly if the share
+    of all the weight that conforms no better, the new case's own included, exceeds 1 - level.
+
+    Parameters
+    ----------
+    scores, weights : ndarray of shape (n,), float64
+
+    Examples
+    --------
+    >>> scores = WeightedScores.from_cases(np.arange(9.0), np.ones(9))
+    >>> scores.thresholds(np.array([1.0, 10.0]), 0.9)
+    array([  0., -inf])
+    """
+
+    scores: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def from_cases(cls, scores: np.ndarray, weights: np.ndarray) -> "WeightedScores":
+        order = np.argsort(scores, kind="stable")
+        return cls(scores[order].astype(float), weights[order].astype(float))
+
+    @property
+    def total(self) -> float:
+        return float(self.weights.sum())
+
+    def thresholds(self, own: np.ndarray, confidence_level: float) -> np.ndarray:
+        """Least score in the set, for new cases of these weights; minus infinity where one outweighs the others."""
+        alpha = float(1 - exact_level(confidence_level))
+        needed = alpha * (self.total + own) - own
+        through = np.cumsum(self.weights)
+        # A sum that meets the bound but for rounding counts as below it, which is the larger set.
+        slack = 1e-12 * (self.total + own)
+        places = np.searchsorted(through, needed + slack, side="right")
+        found = np.append(self.scores, np.inf)[np.minimum(places, len(self.scores))]
+        return np.where(needed < -slack, -np.inf, found)
+
+    def p_values(self, scores: np.ndarray, own: np.ndarray) -> np.ndarray:
+        """Share of the weight that conforms no better than each score; `own` is broadcast with the scores."""
+        below = np.concatenate([[0.0], np.cumsum(self.weights)])
+        places = np.searchsorted(self.scores, scores, side="right")
+        return np.minimum((below[places] + own) / (self.total + own), 1.0)
+
+
+def check_weights(weights: np.ndarray, n: int, name: str = "weights") -> np.ndarray:
+    """The weights as float64 (n,), or an error that names the first that cannot be one."""
+    weights = np.asarray(weights, dtype=float)
+    if weights.shape != (n,):
+        raise ParameterError(f"{name}: got shape {weights.shape}; expected ({n},), one for each case.")
+    if len(wrong := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))):
+        raise ParameterError(f"{name}: case {wrong[0]} has {weights[wrong[0]]}; expected a finite number, 0 or more.")
+    if n and not weights.any():
+        raise ParameterError(f"{name}: all are 0; nothing is left to calibrate on.")
+    return weights
+
+
+def effective_size(weights: np.ndarray) -> float:
+    """Number of cases of equal weight that would be as precise (Kish): square of the sum over sum of squares."""
+    return float(weights.sum() ** 2 / np.sum(weights**2))

@@ -1,0 +1,251 @@
+"""Prediction sets under another distribution of the images, with the same distribution of labels given the image."""
+
+import warnings
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array
+from sklearn.utils._param_validation import HasMethods, Interval
+
+from ..errors import CalibrationSizeWarning, ParameterError
+from ..metrics import exact_level
+from ._base import ScoringClassifier
+from ._weighted import WeightedScores, check_weights, effective_size
+from .certificate import Certificate
+from .scores import score_dtype
+from .thresholds import least_n, round_up
+
+__all__ = ["CovariateShiftConformalClassifier"]
+
+_OUTSIDE = 0.5  # share of the target beyond all calibration cases that is worth a warning
+
+
+class CovariateShiftConformalClassifier(ScoringClassifier):
+    """Weighted conformal prediction: calibration cases count by how likely they would be in the target.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        As for `ConformalClassifier`.
+    domain_classifier : classifier or None, default=None
+        Tells source from target by X; its odds are the weights. None: logistic regression on standardised features.
+    cv : int, default=5
+        Folds in which the calibration cases are weighed by a domain classifier that has not seen them.
+    score, score_params, randomized, prefit, random_state
+        As for `ConformalClassifier`.
+    confidence_level : float, default=0.9
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    weights_ : ndarray of shape (n,)
+        Of the calibration cases.
+    effective_n_ : float
+        Number of calibration cases of equal weight that would be as precise.
+    domain_auroc_ : float
+        How well source and target are told apart, by cases not seen: near 1 there is no overlap, and nothing here can
+        help. NaN for weights that were given.
+    outside_ : float
+        Share of the target cases that weigh more than every calibration case. NaN for weights that were given.
+
+    Notes
+    -----
+    **Guarantee.** Assumption: P(y given x) is the same in source and target, the weights are proportional to the ratio
+    of their densities, and calibration cases are independent. Statement: P(y in set) >= confidence_level for a target
+    case, over the draw of both. With estimated weights it is approximate, short by at most half the mean absolute error
+    of the normalised weights. What breaks it: another prevalence or definition of the classes; no overlap (`outside_`,
+    `domain_auroc_`), where weights cannot be estimated. A case that outweighs the calibration cases gets the full set.
+
+    References
+    ----------
+    Tibshirani, Barber, Candes and Ramdas, *Conformal prediction under covariate shift*, arXiv:1904.06019.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> rng = np.random.default_rng(0)
+    >>> X = rng.standard_normal((900, 2))
+    >>> y = (X[:, 0] + rng.standard_normal(900) > 0).astype(int)
+    >>> clf = CovariateShiftConformalClassifier(LogisticRegression()).fit(X[:300], y[:300])
+    >>> clf = clf.conformalize(X[300:], y[300:], target=rng.standard_normal((400, 2)) + [1, 0])
+    >>> bool(200 < clf.effective_n_ < 500), bool(0.6 < clf.domain_auroc_ < 0.9)
+    (True, True)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **ScoringClassifier._parameter_constraints,
+        "domain_classifier": [HasMethods(["fit", "predict_proba"]), None],
+        "cv": [Interval(Integral, 2, None, closed="left")],
+        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        domain_classifier: Any = None,
+        cv: int = 5,
+        score: str = "lac",
+        score_params: dict[str, float] | None = None,
+        confidence_level: float = 0.9,
+        randomized: bool = True,
+        prefit: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.domain_classifier = domain_classifier
+        self.cv = cv
+        self.score = score
+        self.score_params = score_params
+        self.confidence_level = confidence_level
+        self.randomized = randomized
+        self.prefit = prefit
+        self.random_state = random_state
+
+    def conformalize(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        target: ArrayLike | None = None,
+        *,
+        weights: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> "CovariateShiftConformalClassifier":
+        """Calibrate on labelled cases of the source, weighed for the target. No case is kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        target : array-like of shape (m, n_features), optional
+            Cases of the target without labels; not those whose sets are then counted.
+        weights : callable, optional
+            In place of `target`: the known ratio of densities, up to a factor, of cases (n, n_features) to (n,).
+
+        Returns
+        -------
+        CovariateShiftConformalClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If both or neither of `target` and `weights` are given, or an input is not what it should be.
+
+        Warns
+        -----
+        CalibrationSizeWarning
+            If the calibration cases that are left, weighted, are too few for a finite threshold, or half of the target
+            is unlike all of them.
+        """
+        self._prepare(X)
+        exact_level(self.confidence_level)
+        if (target is None) == (weights is None):
+            raise ParameterError(
+                "conformalize: give either target, cases of the target, or weights, a function of cases."
+            )
+        values = self._values(X)
+        labels = self._labels(y, len(values))
+        self.domain_auroc_ = self.outside_ = float("nan")
+        if weights is not None:
+            self._weigh = weights
+            self.weights_ = check_weights(weights(_as_array(X)), len(values))
+        else:
+            self.weights_ = self._fit_weights(_as_array(X), _as_array(target))
+        self.calibration_ = WeightedScores.from_cases(self._score_labels(values, labels), self.weights_)
+        self.effective_n_ = effective_size(self.weights_)
+        least = least_n(self.confidence_level)
+        if self.effective_n_ < least or self.outside_ > _OUTSIDE:
+            warnings.warn(
+                f"The calibration cases say little of the target: weighted, the {len(values)} count as "
+                f"{self.effective_n_:.1f} (a finite threshold at {self.confidence_level:g} takes {least}), and "
+                f"{100 * self.outside_:.0f}% of the target weigh more than any of them. Fix: label some of the target.",
+                CalibrationSizeWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
+        """Prediction sets for cases of the target, bool (n, n_classes); nested in the level.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        confidence_level : float, optional
+            Default: that of the constructor.
+        """
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        values = self._values(X)
+        limits = self.calibration_.thresholds(self._weights_of(X, len(values)), level)
+        return self._sets(values, round_up(limits, score_dtype(self.score_name_, values.dtype))[:, None])
+
+    def p_values(self, X: ArrayLike) -> np.ndarray:
+        """Weighted conformal p-values, (n, n_classes)."""
+        self._check_conformalized()
+        values = self._values(X)
+        return self.calibration_.p_values(self._score_all(values), self._weights_of(X, len(values))[:, None])
+
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the sets promise, and how much of the calibration is left for the target."""
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        exact_level(level)
+        n = len(self.weights_)
+        assumptions = [
+            "the distribution of the class given the image is the same in calibration and target",
+            f"the weights of the {n} calibration cases are the ratio of the densities (they count as "
+            f"{self.effective_n_:.0f})",
+        ]
+        if not np.isnan(self.domain_auroc_):
+            assumptions[1] += (
+                f"; they are estimated, source and target being told apart with AUROC {self.domain_auroc_:.2f}"
+            )
+        return Certificate(
+            f"the set holds the true class of a target case with probability at least {level:g}",
+            tuple(assumptions),
+            ("another prevalence or definition of the classes", "target cases unlike all calibration cases"),
+            float(level),
+            n,
+        )
+
+    def _fit_weights(self, X: np.ndarray, target: np.ndarray) -> np.ndarray:
+        if target.ndim != 2 or target.shape[1] != X.shape[1] or len(target) < self.cv or len(X) < self.cv:
+            raise ParameterError(
+                f"target: got shape {target.shape}; expected (m, {X.shape[1]}), with at least cv = {self.cv} cases."
+            )
+        domain = self.domain_classifier
+        if domain is None:
+            domain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        both, is_target = np.concatenate([X, target]), np.repeat([0, 1], [len(X), len(target)])
+        folds = StratifiedKFold(self.cv, shuffle=True, random_state=self.seed_)
+        unseen = cross_val_predict(clone(domain), both, is_target, cv=folds, method="predict_proba")
+        self.domain_classifier_ = clone(domain).fit(both, is_target)
+        self._weigh = self._odds
+        self.domain_auroc_ = float(roc_auc_score(is_target, unseen[:, 1]))
+        odds = _odds(unseen)
+        self.outside_ = float(np.mean(odds[len(X) :] > odds[: len(X)].max()))
+        return odds[: len(X)]
+
+    def _odds(self, X: np.ndarray) -> np.ndarray:
+        return _odds(self.domain_classifier_.predict_proba(X))
+
+    def _weights_of(self, X: ArrayLike, n: int) -> np.ndarray:
+        return check_weights(self._weigh(_as_array(X)), n)
+
+
+def _odds(proba: np.ndarray) -> np.ndarray:
+    tiny = np.finfo(float).tiny
+    return proba[:, 1] / np.maximum(proba[:, 0], tiny**0.5)
+
+
+def _as_array(X: Any) -> np.ndarray:
+    return check_array(X, ensure_min_samples=0)

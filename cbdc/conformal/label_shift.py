@@ -1,0 +1,318 @@
+"""Prediction sets under another prevalence of the classes."""
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from ..errors import ParameterError
+from ..metrics import exact_level
+from ._base import ScoringClassifier
+from ._weighted import WeightedScores, effective_size
+from .certificate import Certificate
+from .scores import score_dtype
+from .thresholds import round_up
+
+__all__ = ["LabelShiftConformalClassifier"]
+
+_MANY = 64  # classes beyond which the covariances of their probabilities would fill the memory
+_SINGULAR = 1e-3  # smallest singular value of the confusion matrix below which its inverse is noise
+
+
+class LabelShiftConformalClassifier(ScoringClassifier):
+    """Prediction sets for a clinic where the classes are as before, but not as frequent as in calibration.
+
+    `conformalize` calibrates on labelled cases of the source; `adapt` is told the prevalences of the target, or
+    estimates them from cases of it without labels.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        As for `ConformalClassifier`.
+    score, score_params, randomized, prefit, random_state
+        As for `ConformalClassifier`.
+    confidence_level : float, default=0.9
+    method : {"bbse", "em"}, default="bbse"
+        How `adapt` estimates prevalences: black-box shift estimation from mean probabilities, which needs no calibrated
+        classifier and gives an interval; or maximum likelihood by expectation maximisation, which needs one.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    source_prevalence_ : ndarray of shape (n_classes,)
+        Of the calibration cases, or as given.
+    prevalence_ : ndarray of shape (n_classes,)
+        Of the target.
+    prevalence_interval_ : ndarray of shape (n_classes, 2)
+        95% interval of an estimated prevalence, by the delta method; equal ends where it was given, NaN for "em" and
+        for more than 64 classes.
+    weights_ : ndarray of shape (n_classes,)
+        Ratio of the two prevalences.
+    coverage_loss_ : float
+        What the ends of the intervals allow: half the sum of the largest changes of the prevalences. 0 where they were
+        given, NaN where there is no interval.
+    effective_n_ : float
+        Number of calibration cases of equal weight that would be as precise.
+
+    Notes
+    -----
+    **Guarantee.** Assumption: within each class, calibration and target cases are of the same distribution, and the
+    prevalences are right. Statement: P(y in set) >= confidence_level for a target case, over the draw of both. With the
+    source's prevalences taken from the calibration cases, or the target's estimated, it is approximate: the loss is at
+    most half the sum of the absolute errors of the prevalences, which `coverage_loss_` bounds by the interval's ends.
+    What breaks it: cases of a class that look otherwise in the target (camera, stage of disease); a class of the target
+    that calibration does not have. Class-conditional sets of `ConformalClassifier` need none of this, but are larger.
+
+    References
+    ----------
+    Podkopaev and Ramdas, *Distribution-free uncertainty quantification for classification under label shift*,
+    arXiv:2103.03323. Lipton, Wang and Smola, *Detecting and correcting for label shift with black box predictors*,
+    arXiv:1802.03916. Saerens, Latinne and Decaestecker, Neural Computation 14, 2002, doi:10.1162/089976602753284446.
+
+    Examples
+    --------
+    >>> from scipy.special import softmax
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.choice(2, 900, p=[0.9, 0.1])
+    >>> P = softmax(1.5 * np.eye(2)[y] + rng.standard_normal((900, 2)), axis=1)
+    >>> clf = LabelShiftConformalClassifier().conformalize(P[:500], y[:500]).adapt(prevalence=[0.6, 0.4])
+    >>> clf.weights_.round(1)
+    array([0.7, 3.4])
+    >>> clf.predict_set(P[500:]).shape
+    (400, 2)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **ScoringClassifier._parameter_constraints,
+        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "method": [StrOptions({"bbse", "em"})],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        score: str = "lac",
+        score_params: dict[str, float] | None = None,
+        confidence_level: float = 0.9,
+        method: str = "bbse",
+        randomized: bool = True,
+        prefit: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.score = score
+        self.score_params = score_params
+        self.confidence_level = confidence_level
+        self.method = method
+        self.randomized = randomized
+        self.prefit = prefit
+        self.random_state = random_state
+
+    def conformalize(
+        self, X: ArrayLike, y: ArrayLike, source_prevalence: ArrayLike | Mapping | None = None
+    ) -> "LabelShiftConformalClassifier":
+        """Calibrate on labelled cases of the source; the target has its prevalences until `adapt` is called.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        source_prevalence : array-like of shape (n_classes,) or mapping of class to share, optional
+            Where it is known; default: the shares of the calibration cases.
+
+        Returns
+        -------
+        LabelShiftConformalClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a label, a probability or a prevalence is not what it should be.
+        """
+        self._prepare(X)
+        exact_level(self.confidence_level)
+        values = self._values(X)
+        labels = self._labels(y, len(values))
+        counts = np.bincount(labels, minlength=len(self.classes_))
+        if source_prevalence is None:
+            self.source_prevalence_ = counts / len(labels)
+        else:
+            self.source_prevalence_ = self._prevalence(source_prevalence, "source_prevalence")
+        P = np.exp(values) if self._log else values.astype(float)
+        # What estimating needs of the cases: the mean and the covariance of each class's probabilities
+        shape = len(self.classes_), len(self.classes_)
+        many = len(self.classes_) > _MANY
+        self._means, self._covariances = np.zeros(shape), None if many else np.zeros((*shape, shape[1]))
+        for k in np.flatnonzero(counts):
+            self._means[k] = P[labels == k].mean(axis=0)
+            if counts[k] > 1 and self._covariances is not None:
+                self._covariances[k] = np.cov(P[labels == k].T, bias=True) / counts[k]
+        self._counts = counts
+        scores = self._score_labels(values, labels)
+        order = np.argsort(scores, kind="stable")
+        self.calibration_ = scores[order], labels[order]
+        self._use(self.source_prevalence_, np.stack([self.source_prevalence_] * 2, axis=1))
+        return self
+
+    def adapt(
+        self, X: ArrayLike | None = None, *, prevalence: ArrayLike | Mapping | None = None
+    ) -> "LabelShiftConformalClassifier":
+        """Turn to a target: by its prevalences, or by cases of it without labels.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features), optional
+            Cases of the target; not those whose sets are then counted.
+        prevalence : array-like of shape (n_classes,) or mapping of class to share, optional
+
+        Returns
+        -------
+        LabelShiftConformalClassifier
+            Itself.
+
+        Raises
+        ------
+        ParameterError
+            If both or neither are given, the shares are none, a class of the target has no calibration case, or the
+            classifier tells the classes too little apart for an estimate.
+        """
+        self._check_conformalized()
+        if (X is None) == (prevalence is None):
+            raise ParameterError("adapt: give either X, cases of the target, or prevalence.")
+        if X is None:
+            shares = self._prevalence(prevalence, "prevalence")
+            self._use(shares, np.stack([shares, shares], axis=1))
+            return self
+        values = self._values(X)
+        P = np.exp(values) if self._log else values.astype(float)
+        if self.method == "em":
+            shares = _maximum_likelihood(P, self.source_prevalence_)
+            self._use(shares, np.full((len(shares), 2), np.nan))
+        else:
+            self._use(*self._black_box(P))
+        return self
+
+    def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
+        """Prediction sets for cases of the target, bool (n, n_classes); nested in the level.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        confidence_level : float, optional
+            Default: that of the constructor.
+        """
+        self._check_conformalized()
+        values = self._values(X)
+        limits = round_up(self.thresholds(confidence_level), score_dtype(self.score_name_, values.dtype))
+        return self._sets(values, limits[None, :])
+
+    def p_values(self, X: ArrayLike) -> np.ndarray:
+        """Weighted conformal p-values, (n, n_classes)."""
+        self._check_conformalized()
+        values = self._values(X)
+        return self._weighted.p_values(self._score_all(values), self.weights_[None, :])
+
+    def thresholds(self, confidence_level: float | None = None) -> np.ndarray:
+        """Least score in the set of each class, (n_classes,): the weight of the class that is tried counts too."""
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        return self._weighted.thresholds(self.weights_, level)
+
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the sets promise, and what an estimated prevalence may cost."""
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        exact_level(level)
+        statement = f"the set holds the true class of a target case with probability at least {level:g}"
+        if self.coverage_loss_ != 0:
+            loss = "an unknown amount" if np.isnan(self.coverage_loss_) else f"{self.coverage_loss_:.3f}"
+            statement += f", less {loss} for the estimate of the prevalences (95% intervals)"
+        return Certificate(
+            statement,
+            (
+                f"the cases of each class are of one distribution in the {len(self.calibration_[0])} calibration cases "
+                f"and in the target (weighted, they count as {self.effective_n_:.0f})",
+                "the prevalences are right",
+            ),
+            ("cases of a class that look otherwise in the target", "a class that calibration does not have"),
+            float(level),
+            len(self.calibration_[0]),
+        )
+
+    def _use(self, shares: np.ndarray, interval: np.ndarray) -> None:
+        absent = (self.source_prevalence_ == 0) & (shares > 0)
+        if absent.any():
+            name = self.classes_[np.argmax(absent)].item()
+            raise ParameterError(
+                f"prevalence: class {name!r} has a share of {shares[np.argmax(absent)]:.3g} in the target, but no "
+                "calibration case. Fix: calibrate on some."
+            )
+        source = self.source_prevalence_
+        self.prevalence_, self.prevalence_interval_ = shares, interval
+        self.weights_ = np.divide(shares, source, out=np.zeros_like(shares), where=source > 0)
+        self.coverage_loss_ = float(np.abs(interval - shares[:, None]).max(axis=1).sum() / 2)
+        scores, labels = self.calibration_
+        self._weighted = WeightedScores(scores, self.weights_[labels])
+        self.effective_n_ = effective_size(self._weighted.weights)
+
+    def _prevalence(self, shares: Any, name: str) -> np.ndarray:
+        if isinstance(shares, Mapping):
+            known = self.classes_.tolist()
+            if set(shares) != set(known):
+                raise ParameterError(
+                    f"{name}: got classes {sorted(map(str, shares))}; expected a share for each of {known}."
+                )
+            shares = [shares[c] for c in known]
+        found = np.asarray(shares, dtype=float)
+        if found.shape != (len(self.classes_),) or not (found >= 0).all() or abs(found.sum() - 1) > 1e-6:
+            raise ParameterError(
+                f"{name}: got {np.asarray(shares).tolist()}; expected {len(self.classes_)} shares that sum to 1."
+            )
+        return found / found.sum()
+
+    def _black_box(self, P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prevalences that explain the mean probabilities of the target, and their 95% interval."""
+        present = self._counts > 0
+        A = self._means[present].T  # mean probability of each class (rows), by true class (columns)
+        least = np.linalg.svd(A, compute_uv=False).min()
+        if least < _SINGULAR:
+            raise ParameterError(
+                f"adapt: the classifier tells some classes not apart (smallest singular value {least:.1g} of its mean "
+                "probabilities by class); no prevalence can be estimated. Fix: give prevalence=, or method='em'."
+            )
+        inverse = np.linalg.pinv(A)
+        raw = inverse @ P.mean(axis=0)
+        if self._covariances is None:
+            found = np.zeros(len(present))
+            found[present] = np.clip(raw, 0, None)
+            return found / found.sum(), np.full((len(present), 2), np.nan)
+        noise = np.cov(P.T, bias=True) / len(P) + np.tensordot(raw**2, self._covariances[present], axes=1)
+        error = np.sqrt(np.maximum(np.diag(inverse @ noise @ inverse.T), 0))
+        shares = np.zeros(len(present))
+        shares[present] = np.clip(raw, 0, None)
+        shares /= shares.sum()
+        interval = np.stack([shares, shares], axis=1)
+        z = stats.norm.ppf(0.975)
+        interval[present, 0] = np.minimum(np.clip(raw - z * error, 0, 1), shares[present])
+        interval[present, 1] = np.maximum(np.clip(raw + z * error, 0, 1), shares[present])
+        return shares, interval
+
+
+def _maximum_likelihood(P: np.ndarray, source: np.ndarray, tolerance: float = 1e-8) -> np.ndarray:
+    """Prevalences under which the target's probabilities, reweighted, average to themselves."""
+    shares = source.copy()
+    for _ in range(10_000):
+        ratio = np.divide(shares, source, out=np.zeros_like(shares), where=source > 0)
+        weighted = P * ratio
+        total = weighted.sum(axis=1, keepdims=True)
+        found = np.divide(weighted, total, out=np.broadcast_to(shares, P.shape).copy(), where=total > 0).mean(axis=0)
+        if np.abs(found - shares).max() < tolerance:
+            return found
+        shares = found
+    raise ParameterError("adapt: expectation maximisation did not converge in 10,000 steps; use method='bbse'.")
