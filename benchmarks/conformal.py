@@ -1,16 +1,21 @@
-"""Conformal prediction sets beside MAPIE, crepes and a plain numpy reference, in one run.
+"""Conformal prediction sets beside a plain numpy core, MAPIE, TorchCP and crepes, in one run.
 
-Float32 softmax rows calibrate at 90%, and sets are predicted for 100,000 more. The libraries take turns, `--repeats`
-times, and the least CPU time of each counts (crepes, which loops over cases in Python, has one turn). Memory is the
-peak of what numpy allocates on the way, the sets themselves included, over the cells predicted.
+Float32 softmax rows calibrate at 90% on 10,000 cases, and sets are predicted for n more. The libraries take turns, and
+the least CPU time of each counts. The numpy core is what one would write by hand: sort, cumulated sums, compare, in
+chunks of float32. Memory is the peak of what numpy allocates on the way, the sets themselves apart. A peer that takes
+longer than `--patience` seconds, or more than `--cells` cells, is left out of what is larger.
 
-    OMP_NUM_THREADS=1 python benchmarks/conformal.py [--calibration 10000] [--cases 100000] [--classes 40]
+    OMP_NUM_THREADS=1 python benchmarks/conformal.py [--n 10000 100000 1000000] [--classes 7 40 390]
+
+TorchCP is measured where it is installed (``pip install --no-deps torchcp``: what it would bring is for training).
 """
 
 import argparse
 import importlib.util
+import sys
 import time
 import tracemalloc
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,24 +28,75 @@ from cbdc import ConformalClassifier
 from cbdc.metrics import coverage, mean_set_size
 
 LEVEL = 0.9
+PENALTY, K_REG = 0.1, 2
+CHUNK = 2**15
 Method = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--classes", type=int, nargs="+", default=[7, 40, 390])
     parser.add_argument("--calibration", type=int, default=10_000)
-    parser.add_argument("--cases", type=int, default=100_000)
-    parser.add_argument("--classes", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, by the beginning of their names")
+    parser.add_argument("--scores", nargs="+", default=["lac", "aps", "raps"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=20)
+    parser.add_argument(
+        "--cells", type=float, default=4e7, help="most cells for the peers, whose memory grows with them"
+    )
+    parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out")
     arguments = parser.parse_args()
-    n = arguments.calibration
-    P, y = made_softmax(n + arguments.cases, arguments.classes)
-    for score, methods in {"LAC": lac_methods(), "APS": aps_methods()}.items():
-        methods = {name: f for name, f in methods.items() if not any(map(name.startswith, arguments.skip))}
-        print(f"\n{score}: {n:,} to calibrate, {arguments.cases:,} x {arguments.classes} to predict")
-        compare(methods, (P[:n], y[:n], P[n:]), y[n:], arguments.repeats)
-    compare_sets(P, y, n)
+    print(f"{'':<6}{'n':>10}{'K':>5}  {'method':<10}{'CPU s':>9}{'/ cbdc':>8}{'MB':>8}{'coverage':>10}{'size':>8}")
+    impatient: set[tuple[str, str]] = set()
+    for classes in arguments.classes:
+        for n in arguments.n:
+            P, y = made_softmax(arguments.calibration + n, classes)
+            c = arguments.calibration
+            for score in arguments.scores:
+                methods = {k: f for k, f in methods_of(score).items() if k not in arguments.skip}
+                methods = {
+                    k: f
+                    for k, f in methods.items()
+                    if k in ("cbdc", "numpy") or (n * classes <= arguments.cells and (score, k) not in impatient)
+                }
+                repeats = max(1, min(arguments.repeats, int(1e9 / (n * classes))))
+                seconds = compare(score, methods, (P[:c], y[:c], P[c:]), y[c:], repeats)
+                impatient |= {(score, k) for k, s in seconds.items() if s > arguments.patience}
+    one_case()
+    if "MAPIE" not in arguments.skip:
+        compare_sets(*made_softmax(110_000, 40), 10_000)
+
+
+def compare(score: str, methods: dict[str, Method], data: tuple, y: np.ndarray, repeats: int) -> dict[str, float]:
+    seconds = dict.fromkeys(methods, np.inf)
+    for turn in range(repeats):
+        for name, method in methods.items():
+            if turn == 0 or seconds[name] < 10:
+                seconds[name] = min(seconds[name], cpu_seconds(method, data))
+    for name, method in methods.items():
+        row = f"{score:<6}{len(y):>10,}{data[2].shape[1]:>5}  {name:<10}{seconds[name]:>9.4f}"
+        row += f"{seconds[name] / seconds['cbdc']:>8.2f}"
+        if seconds[name] < 20:
+            sets, peak = with_peak(method, data)
+            row += f"{(peak - sets.nbytes) / 1e6:>8.0f}{coverage(sets, y):>10.3f}{mean_set_size(sets):>8.2f}"
+        print(row, flush=True)
+    return seconds
+
+
+def one_case() -> None:
+    """Microseconds of a call with one image's probabilities."""
+    for classes in (7, 40):
+        P, y = made_softmax(10_001, classes)
+        for score in ("lac", "aps", "raps"):
+            clf = ConformalClassifier(score=score).conformalize(P[:-1], y[:-1])
+            clf.predict_set(P[-1:])
+            best = np.inf
+            for _ in range(20):
+                start = time.perf_counter()
+                for _ in range(100):
+                    clf.predict_set(P[-1:])
+                best = min(best, (time.perf_counter() - start) / 100)
+            print(f"one case of {classes} classes, {score}: {best * 1e6:.0f} microseconds")
 
 
 def compare_sets(P: np.ndarray, y: np.ndarray, n: int) -> None:
@@ -56,43 +112,23 @@ def compare_sets(P: np.ndarray, y: np.ndarray, n: int) -> None:
 
 def made_softmax(n: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    P = softmax(2 * rng.standard_normal((n, n_classes), dtype=np.float32), axis=1)
-    return P, (P.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    P = rng.standard_normal((n, n_classes), dtype=np.float32)
+    y = np.empty(n, dtype=int)
+    for start in range(0, n, CHUNK):
+        rows = slice(start, start + CHUNK)
+        P[rows] = softmax(2 * P[rows], axis=1)
+        y[rows] = (P[rows].cumsum(axis=1) > rng.random((len(P[rows]), 1))).argmax(axis=1)
+    return P, y
 
 
-def lac_methods() -> dict[str, Method]:
-    methods = {"cbdc": cbdc("lac"), "MAPIE": mapie("lac"), "numpy": numpy_lac}
-    methods["cbdc, by class"] = cbdc("lac", condition_on="class")
-    if importlib.util.find_spec("crepes"):
+def methods_of(score: str) -> dict[str, Method]:
+    options = {"score_params": {"penalty": PENALTY, "k_reg": K_REG}} if score == "raps" else {}
+    methods = {"cbdc": cbdc(score, randomized=False, **options), "numpy": numpy_core(score), "MAPIE": mapie(score)}
+    if importlib.util.find_spec("torchcp"):
+        methods["TorchCP"] = torchcp(score)
+    if score == "lac" and importlib.util.find_spec("crepes"):
         methods["crepes"] = crepes_lac
     return methods
-
-
-def aps_methods() -> dict[str, Method]:
-    return {
-        "cbdc": cbdc("aps", randomized=False),
-        "MAPIE": mapie("aps"),
-        "cbdc, randomised": cbdc("aps"),
-        "MAPIE, randomised": mapie("aps", include_last_label="randomized"),
-        "numpy": numpy_aps,
-        "cbdc, by class": cbdc("aps", condition_on="class"),
-    }
-
-
-def compare(methods: dict[str, Method], data: tuple, y: np.ndarray, repeats: int) -> None:
-    seconds = dict.fromkeys(methods, np.inf)
-    for turn in range(repeats):
-        for name, method in methods.items():
-            if turn == 0 or name != "crepes":
-                seconds[name] = min(seconds[name], cpu_seconds(method, data))
-    print(f"{'':<20}{'CPU s':>9}{'times cbdc':>12}{'bytes/cell':>12}{'coverage':>10}{'size':>8}")
-    for name, method in methods.items():
-        peer = "cbdc, randomised" if name.endswith("randomised") else "cbdc"
-        row = f"{name:<20}{seconds[name]:>9.4f}{seconds[name] / seconds[peer]:>12.1f}"
-        if name != "crepes":
-            sets, peak = with_peak(method, data)
-            row += f"{peak / data[2].size:>12.1f}{coverage(sets, y):>10.3f}{mean_set_size(sets):>8.2f}"
-        print(row)
 
 
 def cpu_seconds(method: Method, data: tuple) -> float:
@@ -145,7 +181,7 @@ class Softmax(ClassifierMixin, BaseEstimator):
         return X.argmax(axis=1)
 
 
-def mapie(score: str, **options: Any) -> Method:
+def mapie(score: str) -> Method:
     from mapie.classification import SplitConformalClassifier
 
     def method(P: np.ndarray, y: np.ndarray, P_test: np.ndarray) -> np.ndarray:
@@ -154,7 +190,33 @@ def mapie(score: str, **options: Any) -> Method:
             model = SplitConformalClassifier(
                 Softmax(P.shape[1]), confidence_level=LEVEL, conformity_score=score, prefit=True, random_state=0
             )
-            return model.conformalize(P, y).predict_set(P_test, conformity_score_params=options)[1][:, :, 0]
+            return model.conformalize(P, y).predict_set(P_test)[1][:, :, 0]
+
+    return method
+
+
+def torchcp(score: str) -> Method:
+    # Its graph and trainer parts need more packages, its predictors do not: these parts are not imported.
+    if "torchcp" not in sys.modules:
+        spec = importlib.util.find_spec("torchcp")
+        assert spec is not None
+        sys.modules["torchcp"] = types.ModuleType("torchcp")
+        sys.modules["torchcp"].__spec__ = spec
+        sys.modules["torchcp"].__path__ = list(spec.submodule_search_locations or [])
+        sys.modules["torchsort"] = types.SimpleNamespace(soft_rank=None, soft_sort=None)  # type: ignore[assignment]
+    import torch
+    from torchcp.classification.predictor import SplitPredictor
+    from torchcp.classification.score import APS, LAC, RAPS
+
+    def method(P: np.ndarray, y: np.ndarray, P_test: np.ndarray) -> np.ndarray:
+        kinds = {
+            "lac": lambda: LAC(score_type="identity"),
+            "aps": lambda: APS(score_type="identity", randomized=False),
+            "raps": lambda: RAPS(score_type="identity", randomized=False, penalty=PENALTY, kreg=K_REG),
+        }
+        predictor = SplitPredictor(kinds[score](), alpha=1 - LEVEL, device=torch.device("cpu"))
+        predictor.calculate_threshold(torch.from_numpy(P), torch.from_numpy(y), alpha=1 - LEVEL)
+        return predictor.predict_with_logits(torch.from_numpy(P_test)).numpy().astype(bool)
 
     return method
 
@@ -166,22 +228,31 @@ def crepes_lac(P: np.ndarray, y: np.ndarray, P_test: np.ndarray) -> np.ndarray:
     return model.predict_set(1 - P_test, confidence=LEVEL, smoothing=False).astype(bool)
 
 
-def numpy_lac(P: np.ndarray, y: np.ndarray, P_test: np.ndarray) -> np.ndarray:
-    scores = np.sort(1 - P[np.arange(len(y)), y].astype(float))
-    return 1 - P_test.astype(float) <= scores[int(np.ceil((len(y) + 1) * LEVEL)) - 1]
+def numpy_core(score: str) -> Method:
+    """By hand: for APS and RAPS sort, cumulate, penalise, put back, compare."""
 
+    def all_scores(P: np.ndarray) -> np.ndarray:
+        if score == "lac":
+            return 1 - P
+        order = np.argsort(-P, axis=1)
+        sums = np.cumsum(np.take_along_axis(P, order, axis=1), axis=1)
+        if score == "raps":
+            sums += np.float32(PENALTY) * np.maximum(0, np.arange(P.shape[1], dtype=np.float32) + 1 - K_REG)
+        found = np.empty_like(sums)
+        np.put_along_axis(found, order, sums, axis=1)
+        return found
 
-def numpy_aps(P: np.ndarray, y: np.ndarray, P_test: np.ndarray) -> np.ndarray:
-    scores = np.sort(cumulated(P)[np.arange(len(y)), y])
-    return cumulated(P_test) <= scores[int(np.ceil((len(y) + 1) * LEVEL)) - 1]
+    def method(P: np.ndarray, y: np.ndarray, P_test: np.ndarray) -> np.ndarray:
+        scores = np.sort(all_scores(P)[np.arange(len(y)), y])
+        limit = scores[int(np.ceil((len(y) + 1) * LEVEL)) - 1]
+        sets = np.empty(P_test.shape, dtype=bool)
+        step = max(1, CHUNK * 16 // P.shape[1])
+        for start in range(0, len(sets), step):
+            rows = slice(start, start + step)
+            sets[rows] = all_scores(P_test[rows]) <= limit
+        return sets
 
-
-def cumulated(P: np.ndarray) -> np.ndarray:
-    order = np.argsort(-P.astype(float), axis=1)
-    sums = np.cumsum(np.take_along_axis(P.astype(float), order, axis=1), axis=1)
-    found = np.empty_like(sums)
-    np.put_along_axis(found, order, sums, axis=1)
-    return found
+    return method
 
 
 if __name__ == "__main__":

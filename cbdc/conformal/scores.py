@@ -148,7 +148,7 @@ def raps(
     Examples
     --------
     >>> raps(np.array([[0.125, 0.25, 0.625]]), penalty=0.5, k_reg=1).round(3)
-    array([[-2.   , -0.581,  0.777]])
+    array([[-2.   , -0.002,  1.   ]])
     """
     mass = _lowered(_mass(ascending, u, log), slack, log)
     return _penalised(mass, np.maximum(_ranks(ascending) - k_reg, 0), penalty, log)
@@ -294,7 +294,7 @@ def rank(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = Fals
     Examples
     --------
     >>> rank(np.array([[0.125, 0.25, 0.625]])).round(3)
-    array([[-2.675, -1.581, -0.32 ]])
+    array([[-2.003e+00, -1.002e+00, -1.000e-03]])
     """
     return _penalised(_lowered(ascending, slack, log), _ranks(ascending), 1.0, log)
 
@@ -555,20 +555,24 @@ def _penalised(mass: np.ndarray, steps: np.ndarray, penalty: float, log: bool) -
     mass = mass.astype(float)
     if penalty == 0:
         return mass
-    logs = mass
-    if not log:
-        with np.errstate(divide="ignore"):
-            logs = np.log(mass)
     q = steps.astype(float)
-    if penalty < 1:
-        large = logs > np.log(penalty)
-        linear = np.exp(mass[large]) if log else mass[large]
+    if log:
+        large = mass > np.log(penalty)
+        linear = np.exp(mass[large])
+    else:
+        large = mass > penalty
+        linear = mass[large]
+    if len(linear):
         more = np.ceil(linear / penalty) - 1
         q[large] -= more
-        logs = logs.copy() if log else logs
+        rest = np.clip(linear - penalty * more, 0, penalty)
         with np.errstate(divide="ignore"):
-            logs[large] = np.log(np.clip(linear - penalty * more, 0, penalty))
-    return 1 / (1 + np.log(penalty) - logs) - q
+            mass = np.array(mass)
+            mass[large] = np.log(rest) if log else rest
+    if log:
+        return 1 / (1 + np.log(penalty) - mass) - q
+    # Read as a whole number, the bits of a positive float rise with it, and much like its logarithm.
+    return mass.view(np.int64) / np.float64(penalty).view(np.int64) - q
 
 
 def _ranks(ascending: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import math
 from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,7 @@ from ..errors import ParameterError
 __all__ = ["clopper_pearson", "cluster_interval", "conformal_rank", "coverage_band", "design_effect", "exact_level"]
 
 
+@lru_cache(maxsize=1024)
 def exact_level(confidence_level: float) -> Fraction:
     """The nearest fraction with a denominator up to 10**9: 0.9 means 9/10, which no float is.
 

@@ -20,6 +20,7 @@ __all__ = [
     "risk_coverage_curve",
 ]
 
+_CHUNK = 2**16  # cells
 _SUM_TOLERANCE = 1e-4  # a float32 softmax over thousands of classes stays well within it
 
 
@@ -53,12 +54,16 @@ def check_probabilities(proba: ArrayLike, name: str = "proba") -> np.ndarray:
             proba = proba.astype(float)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: got {proba.dtype}; expected numbers.") from None
+    sums, least = np.empty(len(proba), dtype=proba.dtype), 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        sums = np.einsum("ij->i", proba)  # several times quicker than sum
+        for start in range(0, len(proba), step := max(1, _CHUNK // proba.shape[1])):  # read once, from the cache twice
+            rows = proba[start : start + step]
+            np.einsum("ij->i", rows, out=sums[start : start + step])  # several times quicker than sum
+            least = min(least, rows.min())
     if not np.isfinite(sums).all():
         row = np.flatnonzero(~np.isfinite(sums))[0]
         raise ValueError(f"{name}: row {row} holds NaN or infinity; leave such a case out, or mend its model.")
-    if proba.size and proba.min() < 0:
+    if least < 0:
         row, column = np.argwhere(proba < 0)[0]
         raise ValueError(f"{name}: row {row} holds {proba[row, column]:g}; a probability is not negative.")
     if len(wrong := np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)):
