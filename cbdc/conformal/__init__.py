@@ -1,15 +1,21 @@
 """Conformal prediction sets over any classifier: scores, thresholds, and the meta-estimator that joins them."""
 
+from .ambiguous import MonteCarloConformalClassifier, plausibilities_from_differentials
 from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
 from .covariate_shift import CovariateShiftConformalClassifier
+from .drift import DriftMonitor, smoothed_p_values
 from .hierarchical import HierarchicalConformalClassifier
 from .label_shift import LabelShiftConformalClassifier
+from .outliers import ConformalOutlierDetector, benjamini_hochberg
 from .pac import pac_least_n, pac_p_values, pac_rank
 from .patients import approximate_band, draw_one, effective_n
+from .risk import MalignancyClassifier, crc_index, ltt_indices, rcps_index, risk_p_values
 from .scores import SCORES, aps, content_uniform, lac, margin, rank, raps, saps, topk
+from .stream import OnlineConformalClassifier
 from .synthetic import SyntheticPoweredConformalClassifier, guard_ranks
 from .thresholds import CalibrationScores, least_n
+from .triage import ConformalTriage
 
 __all__ = [
     "SCORES",
@@ -17,24 +23,37 @@ __all__ = [
     "Certificate",
     "Condition",
     "ConformalClassifier",
+    "ConformalOutlierDetector",
+    "ConformalTriage",
     "CovariateShiftConformalClassifier",
+    "DriftMonitor",
     "HierarchicalConformalClassifier",
     "LabelShiftConformalClassifier",
+    "MalignancyClassifier",
+    "MonteCarloConformalClassifier",
+    "OnlineConformalClassifier",
     "SyntheticPoweredConformalClassifier",
     "approximate_band",
     "aps",
+    "benjamini_hochberg",
     "content_uniform",
+    "crc_index",
     "draw_one",
     "effective_n",
     "guard_ranks",
     "lac",
     "least_n",
+    "ltt_indices",
     "margin",
     "pac_least_n",
     "pac_p_values",
     "pac_rank",
+    "plausibilities_from_differentials",
     "rank",
     "raps",
+    "rcps_index",
+    "risk_p_values",
     "saps",
+    "smoothed_p_values",
     "topk",
 ]

@@ -42,13 +42,12 @@ class Tree:
         """Sum over the classes below each node, of (n_classes, n). Added one by one, so that a batch changes no bit."""
         total: np.ndarray = np.zeros((len(self.parents), values.shape[1]), dtype=dtype)
         total[list(self.leaves)] = values
-        return self.accumulate(total, np.add)
+        return self.accumulate(total)
 
-    def accumulate(self, values: np.ndarray, ufunc: np.ufunc) -> np.ndarray:
-        """Join each node's value into its parent's, from the leaves up, in place."""
+    def accumulate(self, values: np.ndarray) -> np.ndarray:
+        """Add each node's value to its parent's, from the leaves up, in place."""
         for node in range(len(self.parents) - 1, 0, -1):
-            parent = self.parents[node]
-            ufunc(values[parent], values[node], out=values[parent])
+            values[self.parents[node]] += values[node]
         return values
 
     def top_nodes(self, full: np.ndarray) -> np.ndarray:
@@ -95,7 +94,7 @@ def nested_sets(
         Probability that the step adds; number of classes in the set before each step, and after the last.
     """
     n_classes, n = p.shape
-    parents, members = list(tree.parents[1:]), tree.members
+    members = tree.members
     inside = np.zeros(p.shape, dtype=bool)
     step = np.zeros(p.shape, dtype=np.intp)
     outside: list[np.ndarray] = []
@@ -108,14 +107,12 @@ def nested_sets(
         size.append(n_classes - missing[0])
         if not missing[0].any():
             break
-        named = tree.top_nodes(missing == 0).astype(int)
-        below = tree.accumulate(named, np.add)
         allowed = missing > 0
-        allowed[1:] &= missing[parents] > missing[1:]  # else the parent would be full too, and is the one to name
         if max_nodes is not None:
-            allowed &= below[0] - below + 1 <= max_nodes
+            named = tree.accumulate(tree.top_nodes(~allowed).astype(int))
+            allowed &= named[0] - named + 1 <= max_nodes  # the node would stand for those named below it
         lower = np.zeros_like(allowed)
-        for node in range(len(parents), 0, -1):
+        for node in range(len(tree.parents) - 1, 0, -1):
             lower[tree.parents[node]] |= lower[node] | allowed[node]
         density = np.where(allowed & ~lower, left / np.maximum(missing, 1), -1.0)
         chosen = density.argmax(axis=0)

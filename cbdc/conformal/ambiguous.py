@@ -1,0 +1,220 @@
+"""Calibration on cases that several readers labelled differently."""
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils._param_validation import Interval
+
+from ..errors import ParameterError
+from ..metrics import check_probabilities, exact_level
+from ._base import ScoringClassifier
+from ._weighted import WeightedScores
+from .certificate import Certificate
+from .scores import score_dtype
+from .thresholds import round_up
+
+__all__ = ["MonteCarloConformalClassifier", "plausibilities_from_differentials"]
+
+
+def plausibilities_from_differentials(
+    differentials: Sequence[Sequence[Sequence[Any]]], classes: Sequence[Any]
+) -> np.ndarray:
+    """Readers' ranked differentials of a case to a distribution over classes, by inverse rank normalisation.
+
+    In each differential the conditions of rank r weigh 1 / r, shared evenly among those of one rank; a differential
+    sums to 1, and a case is the mean of its readers.
+
+    Parameters
+    ----------
+    differentials : sequence of cases, each a sequence of readers, each a sequence of ranks, each a sequence of classes
+        The most likely rank first; conditions of one rank are equally likely.
+    classes : sequence of length n_classes
+
+    Returns
+    -------
+    ndarray of shape (n_cases, n_classes)
+        Rows sum to 1.
+
+    Raises
+    ------
+    ParameterError
+        If a condition is no class, is named twice by one reader, or a case has no reader with a condition.
+
+    References
+    ----------
+    Liu et al., *A deep learning system for differential diagnosis of skin diseases*, Nature Medicine 26, 2020,
+    doi:10.1038/s41591-020-0842-3; Stutz et al., arXiv:2307.02191.
+
+    Examples
+    --------
+    >>> readers = [[["eczema"], ["psoriasis"]], [["psoriasis"]]]
+    >>> plausibilities_from_differentials([readers], ["eczema", "psoriasis"]).round(3)
+    array([[0.333, 0.667]])
+    """
+    column = {name: k for k, name in enumerate(classes)}
+    found = np.zeros((len(differentials), len(column)))
+    for i, readers in enumerate(differentials):
+        n_readers = 0
+        for reader in readers:
+            weights: dict[int, float] = {}
+            for r, conditions in enumerate(reader, start=1):
+                for name in conditions:
+                    if name not in column:
+                        raise ParameterError(f"differentials: case {i} names {name!r}, which is none of the classes.")
+                    if column[name] in weights:
+                        raise ParameterError(f"differentials: a reader of case {i} names {name!r} twice.")
+                    weights[column[name]] = 1 / (r * len(conditions))
+            if weights:
+                total = sum(weights.values())
+                for k, weight in weights.items():
+                    found[i, k] += weight / total
+                n_readers += 1
+        if not n_readers:
+            raise ParameterError(f"differentials: case {i} has no reader who names a condition. Fix: leave it out.")
+        found[i] /= n_readers
+    return found
+
+
+class MonteCarloConformalClassifier(ScoringClassifier):
+    """Split-conformal sets whose guarantee is for what the readers think, not for their vote.
+
+    Each calibration case has a plausibility of every class. A vote keeps only the largest, and sets calibrated on votes
+    hold too few of the labels that readers would give. Here all labels of a case count, by their plausibilities.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        As for `ConformalClassifier`.
+    score, score_params, randomized, prefit, random_state
+        As for `ConformalClassifier`.
+    confidence_level : float, default=0.9
+    n_draws : int or None, default=None
+        Labels drawn for each case, as in the paper; None takes the limit of infinitely many, which is not random.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    calibration_ : WeightedScores
+    n_calibration_ : int
+
+    Notes
+    -----
+    **Guarantee.** Assumption: calibration cases and the new one are exchangeable, plausibilities included. Statement: a
+    label drawn from the new case's plausibilities is in its set with probability at least confidence_level. The paper
+    guarantees 2 * confidence_level - 1 for averaged p-values; but a case with its labels is a unit of exchangeable
+    cases, and the average of p-values is that of hierarchical conformal prediction (arXiv:2306.06342), which is exact.
+    What breaks it: readers who do not stand for those whose opinion counts; what breaks any conformal guarantee. It
+    does not promise the truth, if readers err alike.
+
+    References
+    ----------
+    Stutz, Roy, Matejovicova, Strachan, Cemgil and Doucet, *Conformal prediction under ambiguous ground truth*,
+    arXiv:2307.09302.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> P = rng.dirichlet(np.ones(4), 600)
+    >>> readers = np.array([rng.multinomial(3, row) / 3 for row in P])
+    >>> clf = MonteCarloConformalClassifier().conformalize(P[:300], readers[:300])
+    >>> covered = (clf.predict_set(P[300:]) * readers[300:]).sum(axis=1).mean()
+    >>> bool(0.85 < covered < 0.95)
+    True
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **ScoringClassifier._parameter_constraints,
+        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "n_draws": [Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        score: str = "lac",
+        score_params: dict[str, float] | None = None,
+        confidence_level: float = 0.9,
+        n_draws: int | None = None,
+        randomized: bool = True,
+        prefit: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.score = score
+        self.score_params = score_params
+        self.confidence_level = confidence_level
+        self.n_draws = n_draws
+        self.randomized = randomized
+        self.prefit = prefit
+        self.random_state = random_state
+
+    def conformalize(self, X: ArrayLike, plausibilities: ArrayLike) -> "MonteCarloConformalClassifier":
+        """Calibrate on cases with a distribution over classes each. Only scores and weights are kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        plausibilities : array-like of shape (n, n_classes)
+            Columns in the order of `classes_`; rows sum to 1. One-hot rows are labels.
+
+        Returns
+        -------
+        MonteCarloConformalClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a row is no distribution, or there is not one for each case.
+        """
+        self._prepare(X)
+        exact_level(self.confidence_level)
+        values = self._values(X)
+        shares = check_probabilities(plausibilities, "plausibilities").astype(float)
+        if shares.shape != values.shape:
+            raise ParameterError(f"plausibilities: got shape {shares.shape}; expected {values.shape}.")
+        if self.n_draws is not None:
+            rng = np.random.default_rng(self.seed_)
+            shares = rng.multinomial(self.n_draws, shares / shares.sum(axis=1, keepdims=True)) / self.n_draws
+        rows, columns = np.nonzero(shares)
+        weights = shares[rows, columns] / shares.sum(axis=1)[rows]
+        self.n_calibration_ = len(values)
+        self.calibration_ = WeightedScores.from_cases(self._score_labels(values[rows], columns), weights)
+        return self
+
+    def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
+        """Prediction sets, bool (n, n_classes); nested in the level.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        confidence_level : float, optional
+            Default: that of the constructor.
+        """
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        values = self._values(X)
+        limits = self.calibration_.thresholds(np.ones(1), level)
+        return self._sets(values, round_up(limits, score_dtype(self.score_name_, values.dtype))[None, :])
+
+    def p_values(self, X: ArrayLike) -> np.ndarray:
+        """Conformal p-values, averaged over the labels of each calibration case: (n, n_classes)."""
+        self._check_conformalized()
+        return self.calibration_.p_values(self._score_all(self._values(X)), np.ones(1))
+
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the sets promise."""
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        exact_level(level)
+        return Certificate(
+            f"a label drawn from what readers think of the case is in its set with probability at least {level:g}",
+            (f"this case and the {self.n_calibration_} calibration cases are exchangeable, opinions included",),
+            ("readers who do not stand for those whose opinion counts", "another population than in calibration"),
+            float(level),
+            self.n_calibration_,
+        )

@@ -1,0 +1,189 @@
+"""A drift alarm over a stream of conformal p-values, with a controlled rate of false alarms."""
+
+from numbers import Real
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from ..errors import ParameterError
+from .certificate import Certificate
+
+__all__ = ["DriftMonitor", "smoothed_p_values"]
+
+_HISTORY = 10_000
+_JUMP = 0.01  # share of its capital that the simple jumper moves between bets at each step
+_BETS = np.array([-1.0, 0.0, 1.0])
+_EPSILON = np.linspace(0.02, 1.0, 50)  # of the mixture of power martingales
+
+
+def smoothed_p_values(scores: ArrayLike, random_state: int | None = None) -> np.ndarray:
+    """P-value of each score among those up to it, ties and the new one itself shared by chance.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n,)
+        Conformity scores in order of arrival.
+    random_state : int, optional
+
+    Returns
+    -------
+    ndarray of shape (n,)
+
+    Notes
+    -----
+    **Guarantee.** If the scores are exchangeable, these are independent and uniform on [0, 1].
+
+    References
+    ----------
+    Vovk, Gammerman and Shafer, *Algorithmic Learning in a Random World*, 2005, theorem 8.1.
+
+    Examples
+    --------
+    >>> bool((smoothed_p_values(np.arange(100.0), random_state=0)[50:] > 0.9).all())
+    True
+    """
+    scores = np.asarray(scores, dtype=float)
+    u = np.random.default_rng(random_state).random(len(scores))
+    kept: np.ndarray = np.empty(0)
+    found = np.empty(len(scores))
+    for i, score in enumerate(scores):
+        below, through = np.searchsorted(kept, score, side="left"), np.searchsorted(kept, score, side="right")
+        found[i] = (below + u[i] * (through - below + 1)) / (i + 1)
+        kept = np.insert(kept, below, score)
+    return found
+
+
+class DriftMonitor(BaseEstimator):
+    """Watches whether the cases of a stream still are like those before, by betting against their p-values.
+
+    Under exchangeability the p-values are independent and uniform, and no bet wins in the long run: the capital exceeds
+    1 / alpha with probability at most alpha, ever. So a large capital is evidence of a change.
+
+    Parameters
+    ----------
+    alpha : float, default=0.01
+        Probability of a false alarm over the whole stream.
+    betting : {"jumper", "power"}, default="jumper"
+        Bets on p-values that lie low or high, changing sides now and then; or on small ones.
+
+    Attributes
+    ----------
+    log_martingale_ : float
+        Natural logarithm of the capital.
+    alarm_time_ : int or None
+        Number of p-values at which the alarm was given first.
+    history_ : list of float
+        The last 10,000 values of `log_martingale_`.
+    n_seen_ : int
+
+    Notes
+    -----
+    **Guarantee.** Assumption: the p-values are independent and uniform, as smoothed ones of an exchangeable stream are,
+    or at least conservative for "power". Statement: the probability that an alarm is ever given is at most alpha (Ville).
+    What breaks it: several cases of one patient in a row; p-values against a fixed calibration set, which share it and
+    so are not independent: use those of `smoothed_p_values`, or `OnlineConformalClassifier`'s scores in order.
+
+    References
+    ----------
+    Vovk, *Testing randomness online*, Statistical Science 36, 2021, doi:10.1214/20-STS817. Fedorova, Gammerman,
+    Nouretdinov and Vovk, *Plug-in martingales for testing exchangeability on-line*, arXiv:1204.3251.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> monitor = DriftMonitor().update(rng.random(500))
+    >>> monitor.alarm_time_ is None
+    True
+    >>> bool(500 < monitor.update(rng.random(300) ** 3).alarm_time_ < 600)
+    True
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "alpha": [Interval(Real, 0, 1, closed="neither")],
+        "betting": [StrOptions({"jumper", "power"})],
+    }
+
+    log_martingale_: float
+    alarm_time_: int | None
+    history_: list[float]
+    n_seen_: int
+    _scale: float
+    _capital: np.ndarray
+    _logs: np.ndarray
+
+    def __init__(self, alpha: float = 0.01, *, betting: str = "jumper") -> None:
+        self.alpha = alpha
+        self.betting = betting
+
+    def update(self, p_values: ArrayLike) -> "DriftMonitor":
+        """Bet on the next p-values, in order.
+
+        Parameters
+        ----------
+        p_values : array-like of shape (n,)
+
+        Returns
+        -------
+        DriftMonitor
+            Itself.
+
+        Raises
+        ------
+        ParameterError
+            If a p-value is no number between 0 and 1.
+        """
+        self._validate_params()
+        p_values = np.atleast_1d(np.asarray(p_values, dtype=float))
+        if len(wrong := np.flatnonzero(~((p_values >= 0) & (p_values <= 1)))):
+            raise ParameterError(f"p_values: number {wrong[0]} is {p_values[wrong[0]]}; expected 0 to 1.")
+        if not hasattr(self, "n_seen_"):
+            self.reset()
+        for p in p_values:
+            self.n_seen_ += 1
+            if self.betting == "jumper":
+                self._capital = (1 - _JUMP) * self._capital + _JUMP * self._capital.mean()
+                self._capital = self._capital * (1 + _BETS * (p - 0.5) * 2 * 0.99)
+            else:
+                self._logs = self._logs + np.log(_EPSILON) + (_EPSILON - 1) * np.log(max(p, 1e-300))
+                top = self._logs.max()
+                self._capital = np.exp(self._logs - top) * len(_BETS) / len(_EPSILON)
+                self._scale = top
+            total = self._capital.sum()
+            self.log_martingale_ = float(self._scale + np.log(total / len(_BETS)))
+            if self.betting == "jumper" and not 1e-100 < total < 1e100:
+                self._scale += float(np.log(total))
+                self._capital = self._capital / total
+            self.history_.append(self.log_martingale_)
+            del self.history_[:-_HISTORY]
+            if self.alarm_time_ is None and self.log_martingale_ >= -np.log(self.alpha):
+                self.alarm_time_ = self.n_seen_
+        return self
+
+    def reset(self) -> "DriftMonitor":
+        """Begin anew, for example after the alarm was looked into; alpha then counts from here."""
+        self.n_seen_, self.alarm_time_ = 0, None
+        self.log_martingale_, self.history_ = 0.0, []
+        self._scale = 0.0
+        self._capital = np.ones(len(_BETS))
+        self._logs = np.zeros(len(_EPSILON))
+        return self
+
+    @property
+    def alarm_(self) -> bool:
+        """Whether the alarm was given."""
+        return getattr(self, "alarm_time_", None) is not None
+
+    def certificate(self) -> Certificate:
+        """What an alarm means."""
+        return Certificate(
+            f"the probability of ever giving a false alarm is at most {self.alpha:g}",
+            ("the cases of the stream are exchangeable until the change",),
+            ("several cases of one patient in a row", "p-values that share a fixed calibration set"),
+            1 - self.alpha,
+            getattr(self, "n_seen_", 0),
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "n_seen_")

@@ -1,0 +1,219 @@
+"""Triage: release, defer or urgent, with predictive values that were asked for."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import special, stats
+from sklearn.utils._param_validation import Interval
+
+from ..metrics import clopper_pearson
+from .certificate import Certificate
+from .patients import draw_one, unit_codes
+from .risk import MalignancyClassifier, ltt_indices, malignant_columns
+
+__all__ = ["ConformalTriage"]
+
+# Probabilities of malignancy that are tried, the same for all data: evenly spaced in log-odds
+_GRID = special.expit(np.linspace(-9, 9, 181))
+_STARTS = 10
+
+
+class ConformalTriage(MalignancyClassifier):
+    """Release, defer or urgent: the negative and positive predictive values hold with probability 1 - delta.
+
+    A case is released where its probability of malignancy is at most one threshold, urgent where it is at least
+    another, and deferred to a reader in between. Where the calibration cases cannot certify a threshold nothing is
+    released, or nothing is urgent, and `certificate` says so.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        As for `ConformalClassifier`.
+    malignant : sequence of class names
+        As for `MalignancyClassifier`.
+    npv : float, default=0.98
+        Least share of benign cases among the released.
+    ppv : float, default=0.8
+        Least share of malignant cases among the urgent.
+    delta : float, default=0.05
+        Probability, over the calibration cases, that one of the two is not reached.
+    prefit : bool, default=False
+    random_state : int, RandomState instance or None, default=None
+        Of the draw of one case a unit.
+
+    Attributes
+    ----------
+    release_threshold_, urgent_threshold_ : float
+        Minus and plus infinity where none is certified.
+    n_calibration_ : int
+
+    Notes
+    -----
+    **Guarantee.** Assumption: calibration cases and the cases to come are independent and of one population, prevalence
+    included. Statement: with probability at least 1 - delta over the calibration cases, the negative predictive value
+    among the released is at least `npv`, and the positive one among the urgent at least `ppv`. What breaks it: another
+    prevalence above all, since predictive values depend on it; several cases of one patient (give `units`).
+
+    Each threshold of a fixed grid is tested with the exact binomial law of the errors in its pile, in order from the
+    safe end, begun at ten places that share delta / 2 (Learn-then-Test).
+
+    References
+    ----------
+    Angelopoulos, Pomerantz, Do et al., *Conformal triage for medical imaging AI deployment*, medRxiv 2024,
+    doi:10.1101/2024.02.09.24302543. Angelopoulos et al., *Learn then test*, arXiv:2110.01052.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> y = (rng.random(2000) < 0.2).astype(int)
+    >>> p = 1 / (1 + np.exp(1.4 - 3 * (2 * y - 1) - rng.standard_normal(2000)))
+    >>> triage = ConformalTriage(malignant=[1]).conformalize(np.stack([1 - p, p], axis=1), y)
+    >>> print(f"release up to {triage.release_threshold_:.2f}, urgent from {triage.urgent_threshold_:.2f}")
+    release up to 0.06, urgent from 0.07
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **{k: v for k, v in MalignancyClassifier._parameter_constraints.items() if k not in ("method", "risk_level")},
+        "npv": [Interval(Real, 0, 1, closed="neither")],
+        "ppv": [Interval(Real, 0, 1, closed="neither")],
+        "random_state": ["random_state"],
+    }
+    _calibrated = ("release_threshold_", "urgent_threshold_")
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        malignant: Sequence | None = None,
+        npv: float = 0.98,
+        ppv: float = 0.8,
+        delta: float = 0.05,
+        prefit: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.malignant = malignant
+        self.npv = npv
+        self.ppv = ppv
+        self.delta = delta
+        self.prefit = prefit
+        self.random_state = random_state
+        self.__dict__["score"] = "lac"
+
+    def conformalize(self, X: ArrayLike, y: ArrayLike, units: ArrayLike | None = None) -> "ConformalTriage":
+        """Certify the two thresholds on cases that `fit` never saw.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        units : array-like of shape (n,), optional
+            Patient or lesion of each case; one case of each is drawn.
+
+        Returns
+        -------
+        ConformalTriage
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a class of `malignant` is unknown, or an input is not what it should be.
+        """
+        self._prepare(X)
+        values = self._values(X)
+        labels = self._labels(y, len(values))
+        self.malignant_ = malignant_columns(self.malignant, self.classes_)
+        malignant, scores = self.malignant_[labels], self.malignancy(X)
+        if units is not None:
+            kept = draw_one(unit_codes(units, len(values)), np.random.RandomState(self.seed_))
+            malignant, scores = malignant[kept], scores[kept]
+        self.n_calibration_, self.n_malignant_ = len(scores), int(malignant.sum())
+        self.npv_, self.ppv_, self.delta_ = float(self.npv), float(self.ppv), float(self.delta)
+        released = self._certified(scores[:, None] <= _GRID, malignant, 1 - self.npv_)
+        urgent = self._certified(scores[:, None] >= _GRID[::-1], ~malignant, 1 - self.ppv_)
+        self.urgent_threshold_ = float(_GRID[::-1][urgent[-1]]) if len(urgent) else np.inf
+        released = released[_GRID[released] < self.urgent_threshold_]  # where both are certified, urgent comes first
+        self.release_threshold_ = float(_GRID[released[-1]]) if len(released) else -np.inf
+        return self
+
+    def predict_triage(self, X: ArrayLike) -> np.ndarray:
+        """ "release", "defer" or "urgent" for each case, (n,)."""
+        self._check_conformalized()
+        scores = self.malignancy(X)
+        names = np.array(["release", "defer", "urgent"])
+        return names[1 - (scores <= self.release_threshold_) + (scores >= self.urgent_threshold_)]
+
+    def report(self, X: ArrayLike, y: ArrayLike, probability: float = 0.95) -> pd.DataFrame:
+        """The piles of labelled cases: their sizes, and what is in them with exact intervals.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        probability : float, default=0.95
+            Of the Clopper-Pearson intervals, which are for independent cases.
+
+        Returns
+        -------
+        DataFrame
+            A row for each pile: ``pile``, ``n``, ``malignant``, ``share_malignant``, ``low``, ``high``, and
+            ``share_of_malignant``, the share of all malignant cases that are in it. NaN where there are none.
+        """
+        piles = self.predict_triage(X)
+        malignant = self.malignant_[self._labels(y, len(piles))]
+        rows = []
+        for pile in ("release", "defer", "urgent"):
+            inside = piles == pile
+            n, k = int(inside.sum()), int(malignant[inside].sum())
+            low, high = clopper_pearson(k, n, probability)
+            rows.append(
+                {
+                    "pile": pile,
+                    "n": n,
+                    "malignant": k,
+                    "share_malignant": k / n if n else np.nan,
+                    "low": float(low),
+                    "high": float(high),
+                    "share_of_malignant": k / malignant.sum() if malignant.any() else np.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def flag(self, X: ArrayLike) -> np.ndarray:
+        """Whether a case is not released, bool (n,)."""
+        return self.predict_triage(X) != "release"
+
+    def certificate(self) -> Certificate:
+        """What the piles promise, or that nothing could be certified."""
+        self._check_conformalized()
+        parts = []
+        if np.isfinite(self.release_threshold_):
+            parts.append(f"among released cases at least {self.npv_:g} are benign")
+        else:
+            parts.append(f"nothing is released, since no threshold could be certified for {self.npv_:g} benign")
+        if np.isfinite(self.urgent_threshold_):
+            parts.append(f"among urgent cases at least {self.ppv_:g} are malignant")
+        else:
+            parts.append(f"nothing is urgent, since no threshold could be certified for {self.ppv_:g} malignant")
+        return Certificate(
+            f"with probability at least {1 - self.delta_:g} over the calibration cases, " + ", and ".join(parts),
+            (
+                f"the {self.n_calibration_} calibration cases ({self.n_malignant_} malignant) and those to come are "
+                "independent and of one population, prevalence included",
+            ),
+            ("another prevalence of malignancy", "several calibration cases of one patient"),
+            min(self.npv_, self.ppv_),
+            self.n_calibration_,
+            delta=self.delta_,
+        )
+
+    def _certified(self, piles: np.ndarray, wrong: np.ndarray, risk_level: float) -> np.ndarray:
+        """Places of the grid whose pile has an error rate of at most the level."""
+        n, errors = piles.sum(axis=0), (piles & wrong[:, None]).sum(axis=0)
+        p_values = np.where(n > 0, stats.binom.cdf(errors, n, risk_level), 1.0)
+        return ltt_indices(p_values, self.delta_ / 2, starts=_STARTS)
