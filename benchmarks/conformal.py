@@ -7,7 +7,8 @@ longer than `--patience` seconds, or more than `--cells` cells, is left out of w
 
     OMP_NUM_THREADS=1 python benchmarks/conformal.py [--n 10000 100000 1000000] [--classes 7 40 390]
 
-TorchCP is measured where it is installed (``pip install --no-deps torchcp``: what it would bring is for training).
+TorchCP is measured where it is installed (``pip install --no-deps torchcp``: what it would bring is for training; it
+installs a package called tests, which hides this project's: remove it afterwards).
 """
 
 import argparse

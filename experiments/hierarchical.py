@@ -78,7 +78,16 @@ def main() -> None:
             for tree_name in (t for t in trees if t.startswith(name)):
                 results[tree_name].append(one_split(trees[tree_name], data.classes, calibration, test, seed))
             print(name, seed, json.dumps(results[name][-1]["node"]["0.9"]), flush=True)
-    results = {"splits": results, "summary": {name: summary(rows) for name, rows in results.items()}}
+    results = {
+        "summary": {name: summary(rows) for name, rows in results.items()},
+        "coverage": {
+            name: {
+                method: [[row[method][str(level)]["coverage"] for level in LEVELS] for row in rows]
+                for method in METHODS
+            }
+            for name, rows in results.items()
+        },
+    }
     command = "python -m experiments.hierarchical" + (" --quick" if arguments.quick else " --root DATA")
     write_results(arguments.out, results, command=command, data=[data for data, _ in sets.values()])
     plot(results["summary"], arguments.plot)
@@ -113,21 +122,23 @@ def one_split(tree: Taxonomy, classes: tuple, calibration: tuple, test: tuple, s
             warnings.simplefilter("ignore", CalibrationSizeWarning)  # rare classes; their answers hold every class
             clf = make(**options, random_state=seed).conformalize(P, y)
             naming.fit(P)
-            found[name] = {str(level): figures(clf, naming, P_test, y_test, level, len(y)) for level in LEVELS}
+            found[name] = {str(level): figures(clf, naming, P_test, y_test, level) for level in LEVELS}
+        if options.get("condition_on") is None and options.get("mode") != "levels":  # then the law is known
+            for level in LEVELS:
+                low, high = m.coverage_band(len(y), len(y_test), level, probability=0.95)
+                cell = found[name][str(level)]
+                cell |= {"band": [float(low), float(high)], "inside": bool(low <= cell["coverage"] <= high)}
     return found
 
 
-def figures(clf: Any, tree: Any, P: np.ndarray, y: np.ndarray, level: float, n: int) -> dict[str, Any]:
+def figures(clf: Any, tree: Any, P: np.ndarray, y: np.ndarray, level: float) -> dict[str, Any]:
     sets = clf.predict_set(P, level)
     n_leaves = sets.sum(axis=1)
     covered = sets[np.arange(len(y)), y]
     group_of = tree._level_codes[1]
     groups = np.stack([sets[:, group_of == g].any(axis=1) for g in range(group_of.max() + 1)], axis=1)
-    low, high = m.coverage_band(n, len(y), level, probability=0.95)  # of the marginal sets
     found = {
         "coverage": covered.mean(),
-        "band": [float(low), float(high)],
-        "inside": bool(low <= covered.mean() <= high),
         "by_class": [float(covered[y == k].mean()) if (y == k).any() else None for k in range(sets.shape[1])],
         "coverage_of_the_group": groups[np.arange(len(y)), group_of[y]].mean(),
         "leaves": n_leaves.mean(),
@@ -140,7 +151,7 @@ def figures(clf: Any, tree: Any, P: np.ndarray, y: np.ndarray, level: float, n: 
     if isinstance(clf, HierarchicalConformalClassifier):
         found["nodes"] = clf.predict_node_set(P, level).sum(axis=1).mean()
     found["group"] = 1 - found["empty"] - found["leaf"] - found["root"]
-    return {key: value if isinstance(value, (bool, list)) else float(value) for key, value in found.items()}
+    return {key: value if isinstance(value, list) else float(value) for key, value in found.items()}
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,10 +163,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         found[name] = {}
         for level in map(str, LEVELS):
             cells = [row[name][level] for row in rows]
-            others = {"inside", "by_class"}
-            mean = {key: np.mean([cell[key] for cell in cells], axis=0).tolist() for key in cells[0].keys() - others}
-            mean["by_class"] = np.nanmean(np.array([cell["by_class"] for cell in cells], float), axis=0).tolist()
-            found[name][level] = mean | {"inside": sum(cell["inside"] for cell in cells)}
+            mean = {key: np.nanmean(np.array([cell[key] for cell in cells], float), axis=0) for key in cells[0]}
+            found[name][level] = {key: np.round(value, 5).tolist() for key, value in mean.items()}
+            if "inside" in cells[0]:
+                found[name][level]["inside"] = sum(cell["inside"] for cell in cells)
     return found
 
 
@@ -216,11 +227,11 @@ def plot(found: dict[str, Any], path: Path) -> None:
             below.plot(places, np.array([c[key] for c in cells]) - nominal, style, color=colour, ms=4, label=label)
         below.set_xticks(places, [f"{level:g}" for level in LEVELS])
         below.set_xlabel("confidence level")
-    axes[0, 0].set_ylabel("share of cases answered by a")
+    axes[0, 0].set_ylabel("share of cases answered by")
     axes[1, 0].set_ylabel("coverage less the level")
-    axes[0, 0].legend(loc="lower left", fontsize=8, framealpha=0.9)
     axes[1, 0].legend(loc="upper right", fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.96))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=3, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)

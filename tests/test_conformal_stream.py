@@ -169,7 +169,7 @@ def test_the_mean_capital_is_one(betting):
         )
 
     assert mean(1000, 1) == pytest.approx(1, abs=0.01)
-    assert mean(60, 2) == pytest.approx(1, abs=0.05)
+    assert mean(90, 2) == pytest.approx(1, abs=0.08)
 
 
 @pytest.mark.parametrize("betting", ["jumper", "power"])

@@ -49,7 +49,7 @@ class ConformalClassifier(ScoringClassifier):
         more calibration cases are needed.
     rank_calibrated : bool, default=False
         With ``condition_on="class"``: leave out labels that rank lower than their class ever needs, as `tune` found
-        (RC3P). It makes class-conditional sets smaller.
+        (RC3P). With many classes it can make class-conditional sets smaller.
     confidence_level : float, default=0.9
         Level of the sets; `predict_set` may be asked another.
     guarantee : {"marginal", "pac"}, default="marginal"

@@ -81,7 +81,7 @@ class DriftMonitor(BaseEstimator):
     Notes
     -----
     **Guarantee.** Assumption: the p-values are independent and uniform, as smoothed ones of an exchangeable stream are,
-    or at least conservative for "power". Statement: the probability that an alarm is ever given is at most alpha (Ville).
+    or at least conservative for "power". Statement: the probability of ever giving an alarm is at most alpha (Ville).
     What breaks it: several cases of one patient in a row; p-values against a fixed calibration set, which share it and
     so are not independent: use those of `smoothed_p_values`, or `OnlineConformalClassifier`'s scores in order.
 

@@ -90,8 +90,7 @@ class ConformalOutlierDetector(OutlierMixin, BaseEstimator):
     **Guarantee.** Assumption: calibration cases and a new inlier are exchangeable, and `fit` has seen neither.
     Statement: P(p-value <= a) <= a for every a; so `predict` calls at most a share alpha of the inliers outliers, and
     `discoveries` holds on average at most a share `fdr` of inliers. Nothing is promised of finding outliers. What
-    breaks it: calibrating on cases that `fit` saw, several cases of one patient (give `units`), another camera, which is what it
-    is to find.
+    breaks it: calibrating on cases that `fit` saw; several cases of one patient (give `units`).
 
     References
     ----------

@@ -163,7 +163,7 @@ def rank_limits(
     Returns
     -------
     ndarray of shape (n_classes,), int
-        `n_classes`, which is no limit, for a class with too few cases for a finite threshold.
+        `n_classes`, which is no limit, for a class with too few cases to choose one.
 
     References
     ----------
@@ -181,13 +181,16 @@ def rank_limits(
     """
     every = score_all(name, values, log=log, seed=seed, params=params)
     limits = np.full(n_classes, n_classes, dtype=np.intp)
+    level = float(exact_level(confidence_level))
     for k in range(n_classes):
         own = np.flatnonzero(labels == k)
-        needed = conformal_rank(len(own), confidence_level)
-        if needed > len(own):
+        needed, room = conformal_rank(len(own), confidence_level), conformal_rank(len(own), 1 - (1 - level) / 2)
+        if room > len(own):
             continue
         ranks = np.sum(values > values[:, [k]], axis=1) + 1
-        least = int(np.sort(ranks[own])[needed - 1])  # with a lower limit the threshold would be infinite
+        # With a limit that alone loses the share alpha the threshold would be infinite; it may lose half of that here,
+        # since on the calibration cases it may lose more.
+        least = int(np.sort(ranks[own])[room - 1])
         best = None
         for limit in np.unique(np.append(ranks[own][ranks[own] >= least], n_classes))[::-1]:
             scores = np.where(ranks <= limit, every[:, k], -np.inf)
