@@ -1,11 +1,11 @@
 """Claim: sets calibrated on readers' votes hold too few of the labels that readers give; calibrated on all of their
 opinions they hold as many as they say.
 
-The differentials of several dermatologists for each of 1,947 cases (Stutz et al., arXiv:2307.02191; data CC BY 4.0). The
-photographs and the model's predictions are not part of them, so the classifier is a surrogate: a logistic regression
-whose input is the differential of one reader, set apart, and whose target is the vote of the others. The opinions of the
-others, by inverse rank normalisation, are the plausibilities. Conditions that few votes go to are one class, "other";
-besides there are the three levels of risk. Half of the cases train; the other half is parted into calibration and test
+The differentials of several dermatologists for each of 1,947 cases (Stutz et al., arXiv:2307.02191; data CC BY 4.0).
+The photographs and the model's predictions are not part of them, so the classifier is a surrogate: a logistic regression
+whose input is the differential of one reader, set apart, and whose target is the vote of the others. The opinions of
+the others, by inverse rank normalisation, are the plausibilities. Conditions that few votes go to are one class,
+"other"; besides there are the three levels of risk. Half of the cases train; the other half is parted into calibration and test
 `--splits` times.
 
     python -m experiments.ambiguous --root DATA
@@ -142,7 +142,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                         label=f"calibrated on {kind}" if i == 0 else None)  # fmt: skip
     ax.set(yticks=range(len(found)), yticklabels=list(found), xlabel="share of the readers' opinions in the set")
     ax.invert_yaxis()
-    ax.legend(loc="lower right", fontsize=8)
+    fig.legend(loc="outside upper center", ncols=3, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=120)
     plt.close(fig)

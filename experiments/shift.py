@@ -1,8 +1,8 @@
 """Claim: where malignant lesions are four times as frequent as in calibration, marginal sets leave their band, and come
 back into it when the prevalences are known or estimated; class-conditional sets never left.
 
-HAM10000 embeddings (frozen EfficientNet-Lite0, `LaplaceHead`), split by lesion, one image of each lesion in calibration
-and test; the test is resampled, class by class, to the target's prevalences, `--splits` times. Then another hospital and
+HAM10000 embeddings (frozen EfficientNet-Lite0, `LaplaceHead`), split by lesion, one image of each lesion in
+calibration and test; the test is resampled, class by class, to the target's prevalences, `--splits` times. Then another hospital and
 camera: PH2 (dermoscopy) and PAD-UFES-20 (photographs by phone), as they are and with few local cases.
 
     python -m experiments.shift --root DATA --cache .cache
@@ -103,7 +103,7 @@ def label_shift(parts: list, malignant: np.ndarray, seed: int) -> dict[str, dict
     target = shares * np.where(malignant, TIMES, 1.0)
     target[~malignant] *= (1 - target[malignant].sum()) / target[~malignant].sum()
     picks = [
-        rng.choice(np.flatnonzero(z == k), int(round(len(z) * target[k]))) for k in range(len(target)) if shares[k]
+        rng.choice(np.flatnonzero(z == k), round(len(z) * float(target[k]))) for k in range(len(target)) if shares[k]
     ]
     order = rng.permutation(np.concatenate(picks))
     unlabelled, test = order[: len(order) // 3], order[len(order) // 3 :]
