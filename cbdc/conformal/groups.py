@@ -39,7 +39,7 @@ def merge_small_groups(
 
     Small groups that agree in all attributes but the last are pooled first, then those that agree in all but the last
     two, and at last all that are left; so put the attribute that matters most first. What is still too small then joins
-    the smallest of the other groups.
+    the group that agrees with it in most leading attributes, of several the smallest.
 
     Parameters
     ----------
@@ -70,6 +70,11 @@ def merge_small_groups(
             if len(parts) > 1:
                 pool(parts, ", ".join([*prefix, "other"]))
     while len(members) > 1 and (small := [name for name in members if is_small(cases[name])]):
-        rest = sorted((name for name in members if name != small[0]), key=lambda name: (len(cases[name]), name))
-        pool([rest[0], small[0]], rest[0] if rest[0].endswith("other") else f"{rest[0]} or other")
+        own = first[members[small[0]][0]]
+
+        def distance(name: str, own: np.ndarray = own) -> tuple:
+            return -int(np.cumprod(first[members[name][0]] == own).sum()), len(cases[name]), name
+
+        nearest = min((name for name in members if name != small[0]), key=distance)
+        pool([nearest, small[0]], f"{nearest} or {small[0]}")
     return {old: new for new, old_names in members.items() for old in old_names if old != new}
