@@ -189,6 +189,11 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         """
         images, labels = _images_and_labels(X, y)
         self._make_conformal(None)._validate_params()  # a slip is told now, not after the embedding
+        if self.condition_on == "cluster":
+            raise ParameterError(
+                "condition_on='cluster' takes tuning on cases of their own. Fix: ConformalClassifier(clf.head_, "
+                "prefit=True, condition_on='cluster') over embeddings, with its tune and conformalize."
+            )
         self.embedder_ = self._make_embedder().fit(images)
         self.head_ = (
             make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)

@@ -2,11 +2,11 @@
 opinions they hold as many as they say.
 
 The differentials of several dermatologists for each of 1,947 cases (Stutz et al., arXiv:2307.02191; data CC BY 4.0).
-The photographs and the model's predictions are not part of them, so the classifier is a surrogate: a logistic regression
-whose input is the differential of one reader, set apart, and whose target is the vote of the others. The opinions of
-the others, by inverse rank normalisation, are the plausibilities. Conditions that few votes go to are one class,
-"other"; besides there are the three levels of risk. Half of the cases train; the other half is parted into calibration and test
-`--splits` times.
+The photographs and the model's predictions are not part of them, so the classifier is a surrogate: a logistic
+regression whose input is the differential of one reader, set apart, and whose target is the vote of the others. The
+opinions of the others, by inverse rank normalisation, are the plausibilities. Conditions that few votes go to are one
+class, "other"; besides there are the three levels of risk. Half of the cases train; the other half is parted into
+calibration and test `--splits` times.
 
     python -m experiments.ambiguous --root DATA
 """

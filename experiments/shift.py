@@ -2,8 +2,9 @@
 back into it when the prevalences are known or estimated; class-conditional sets never left.
 
 HAM10000 embeddings (frozen EfficientNet-Lite0, `LaplaceHead`), split by lesion, one image of each lesion in
-calibration and test; the test is resampled, class by class, to the target's prevalences, `--splits` times. Then another hospital and
-camera: PH2 (dermoscopy) and PAD-UFES-20 (photographs by phone), as they are and with few local cases.
+calibration and test; the test is resampled, class by class, to the target's prevalences, `--splits` times. Then
+another hospital and camera: PH2 (dermoscopy) and PAD-UFES-20 (photographs by phone), as they are and with few local
+cases.
 
     python -m experiments.shift --root DATA --cache .cache
 """

@@ -94,7 +94,7 @@ class ConformalClassifier(ScoringClassifier):
         Lowest rank at which each class is still allowed; None unless `rank_calibrated`.
     n_calibration_ : int, ndarray of shape (n_classes,), or dict of either by group
         Calibration cases (units, where cases were repeated) behind the threshold of all or of each class, as
-        `cbdc.metrics.coverage_table` takes them.
+        `cbdc.metrics.coverage_table` takes them; but classes of one cluster share theirs, and have no bands there.
     n_features_in_ : int
     feature_names_in_ : ndarray
         If X had names.

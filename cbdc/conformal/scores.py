@@ -559,18 +559,17 @@ def _penalised(mass: np.ndarray, steps: np.ndarray, penalty: float, log: bool) -
     if log:
         large = mass > np.log(penalty)
         linear = np.exp(mass[large])
-    else:
-        large = mass > penalty
-        linear = mass[large]
-    if len(linear):
         more = np.ceil(linear / penalty) - 1
         q[large] -= more
-        rest = np.clip(linear - penalty * more, 0, penalty)
+        mass = np.array(mass)
         with np.errstate(divide="ignore"):
-            mass = np.array(mass)
-            mass[large] = np.log(rest) if log else rest
-    if log:
+            mass[large] = np.log(np.clip(linear - penalty * more, 0, penalty))
         return 1 / (1 + np.log(penalty) - mass) - q
+    if penalty < 1:
+        more = np.maximum(np.ceil(mass / penalty) - 1, 0)
+        q -= more
+        more *= penalty
+        mass = np.clip(mass - more, 0, penalty)
     # Read as a whole number, the bits of a positive float rise with it, and much like its logarithm.
     return mass.view(np.int64) / np.float64(penalty).view(np.int64) - q
 

@@ -54,11 +54,11 @@ def check_probabilities(proba: ArrayLike, name: str = "proba") -> np.ndarray:
             proba = proba.astype(float)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: got {proba.dtype}; expected numbers.") from None
-    sums, least = np.empty(len(proba), dtype=proba.dtype), 0.0
+    sums, least, ones = np.empty(len(proba), dtype=proba.dtype), 0.0, np.ones(proba.shape[1], dtype=proba.dtype)
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, len(proba), step := max(1, _CHUNK // proba.shape[1])):  # read once, from the cache twice
             rows = proba[start : start + step]
-            np.einsum("ij->i", rows, out=sums[start : start + step])  # several times quicker than sum
+            np.matmul(rows, ones, out=sums[start : start + step])  # several times quicker than sum
             least = min(least, rows.min())
     if not np.isfinite(sums).all():
         row = np.flatnonzero(~np.isfinite(sums))[0]
