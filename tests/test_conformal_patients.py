@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.neighbors import KNeighborsClassifier
 from test_conformal_properties import CONDITIONS, draw_cases
 
 from cbdc import ConformalClassifier
-from cbdc.conformal import CalibrationScores, approximate_band, draw_one
+from cbdc.conformal import CalibrationScores, Condition, approximate_band, draw_one, effective_n
 from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
-import reference
+import patients_reference as reference
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -37,9 +38,20 @@ def table_of(by_unit):
     return CalibrationScores.from_cases(scores, np.zeros(len(scores), dtype=int), (1, 1), units=units)
 
 
-@given(
-    by_unit=units_of_scores(), level=st.sampled_from([Fraction(1, 2), Fraction(2, 3), Fraction(4, 5), Fraction(9, 10)])
-)
+LEVELS = [Fraction(1, 2), Fraction(2, 3), Fraction(4, 5), Fraction(9, 10)]
+
+
+@given(by_unit=units_of_scores(), level=st.sampled_from(LEVELS))
+def test_leaving_out_each_unit(by_unit, level):
+    """The theorem, number by number: whatever the scores, the mean share that the other units' threshold covers."""
+
+    def threshold(units):
+        return -table_of(units).thresholds(float(level))[0, 0] if units else np.inf
+
+    assert reference.leave_one_out_coverage(by_unit, threshold) >= level
+
+
+@given(by_unit=units_of_scores(), level=st.sampled_from(LEVELS))
 def test_hierarchical_sets_equal_the_reference(by_unit, level):
     found = table_of(by_unit).thresholds(float(level))[0, 0]
     assert -found == reference.hierarchical_threshold(by_unit, level)
@@ -84,6 +96,41 @@ def test_many_sizes_of_units_give_sets_and_p_values_that_agree(seed):
     for level in (Fraction(1, 3), Fraction(1, 2), Fraction(4, 5), Fraction(9, 10)):
         inside = new >= calibration.thresholds(float(level))[0, 0]
         np.testing.assert_array_equal(inside, p_values > float(1 - level))
+
+
+@given(seed=seeds)
+def test_each_condition_is_calibrated_on_its_own(seed):
+    rng = np.random.default_rng(seed)
+    scores, units = rng.integers(0, 9, 80).astype(float), rng.integers(0, 25, 80)
+    conditions = rng.integers(0, 5, 80)  # the sixth has no case
+    together = CalibrationScores.from_cases(scores, conditions, (2, 3), units=units)
+    groups, new = np.array([0, 0, 1]), rng.integers(-1, 10, (3, 3)).astype(float)
+    p_values = together.p_values(new, groups)
+    for cell in range(6):
+        own = conditions == cell
+        alone = CalibrationScores.from_cases(scores[own], np.zeros(own.sum(), dtype=int), (1, 1), units=units[own])
+        place = divmod(cell, 3)
+        assert together.thresholds(0.8)[place] == alone.thresholds(0.8)[0, 0]
+        assert together.n_units[place] == alone.n_units[0, 0] == len(np.unique(units[own]))
+        rows = np.flatnonzero(groups == place[0])
+        expected = alone.p_values(new[rows, place[1], None], np.zeros(len(rows), dtype=int))[:, 0]
+        np.testing.assert_array_equal(p_values[rows, place[1]], expected)
+
+
+@given(by_unit=st.lists(st.lists(st.booleans(), min_size=1, max_size=6), min_size=1, max_size=12))
+def test_effective_number_equals_the_reference(by_unit):
+    units = np.repeat(np.arange(len(by_unit)), [len(unit) for unit in by_unit])
+    found = effective_n(np.concatenate(by_unit), units)
+    assert found == pytest.approx(float(reference.effective_n(by_unit)), rel=1e-9)
+
+
+@pytest.mark.parametrize("repeats", [1, 7])
+def test_the_band_of_one_case_a_unit_is_the_exact_one(repeats):
+    """Also where a unit has several cases that are all alike."""
+    covered, units = np.repeat(np.arange(200) < 181, repeats), np.repeat(np.arange(200), repeats)
+    exact = Condition.from_rank("", 200, 181)
+    assert effective_n(covered, units) == pytest.approx(200)
+    assert approximate_band(covered, units) == pytest.approx((exact.low, exact.high))
 
 
 def conformalized(P, y, groups, units, **options):
@@ -184,6 +231,55 @@ def test_the_band_for_patients_holds_about_ninety_percent(icc):
         low, high = approximate_band(scores.ravel() <= limit, np.repeat(np.arange(100), 10))
         held += low <= stats.norm.cdf(limit) <= high
     assert 0.83 <= held / runs <= 0.96
+
+
+def test_a_pac_threshold_of_one_case_a_unit_falls_short_with_probability_delta():
+    """It is the rank among the patients, whatever the number of their images."""
+    rng = np.random.default_rng(0)
+    P, y, units = np.full((1000, 2), 0.5), np.zeros(1000, dtype=int), np.repeat(np.arange(100), 10)
+    runs, short = 300, 0
+    for seed in range(runs):
+        scores = rng.standard_normal((100, 1)) + rng.standard_normal((100, 10))
+        P[:, 0] = 1 - stats.norm.cdf(scores.ravel() / np.sqrt(2))  # LAC then covers as much as one less its threshold
+        P[:, 1] = 1 - P[:, 0]
+        clf = ConformalClassifier(guarantee="pac", repeated="one", random_state=seed)
+        short += 1 - clf.conformalize(P, y, units=units).thresholds()[0, 0] < 0.9
+    assert [(c.n, c.rank) for c in clf.certificate().conditions] == [(100, 96)]
+    low, high = stats.binom.ppf([1e-5, 1 - 1e-5], runs, stats.beta.cdf(0.9, 96, 5))
+    assert low <= short <= high
+
+
+def test_pooled_images_miss_the_patients():
+    """Where the patients of many images are the easy ones; each patient's images are alike."""
+    rng = np.random.default_rng(0)
+    coverage = {"pooled": [], "hierarchical": []}
+    for _ in range(200):
+        patient = rng.standard_normal(100)
+        units = np.repeat(np.arange(100), np.clip(np.rint(10 * np.exp(patient)), 1, 80).astype(int))
+        scores = patient[units]
+        for name, of in (("pooled", None), ("hierarchical", units)):
+            table = CalibrationScores.from_cases(scores, np.zeros(len(units), dtype=int), (1, 1), units=of)
+            coverage[name].append(stats.norm.sf(table.thresholds(0.9)[0, 0]))
+    assert np.mean(coverage["pooled"]) < 0.8
+    assert abs(np.mean(coverage["hierarchical"]) - 91 / 101) < 0.01  # exact law: Beta(91, 10), and 200 runs
+
+
+def test_lesions_shared_with_training_cost_coverage():
+    """Lesions of three images each, and a classifier that remembers; test lesions are new."""
+    rng = np.random.default_rng(0)
+    coverage = {"by image": [], "by lesion": []}
+    for _ in range(12):
+        y = rng.integers(0, 3, 600)[lesion := np.repeat(np.arange(600), 3)]
+        X = np.eye(3, 8)[y] * 1.5 + rng.standard_normal((600, 8))[lesion] + 0.2 * rng.standard_normal((1800, 8))
+        test = lesion >= 450
+        for way, part in (("by image", rng.random(1800)), ("by lesion", rng.random(600)[lesion])):
+            train, calibration = ~test & (part < 0.7), ~test & (part >= 0.7)
+            model = KNeighborsClassifier(15, weights="distance").fit(X[train], y[train])
+            clf = ConformalClassifier(model, prefit=True)
+            clf.conformalize(X[calibration], y[calibration], units=lesion[calibration])
+            coverage[way].append(clf.predict_set(X[test])[np.arange(test.sum()), y[test]].mean())
+    assert np.mean(coverage["by image"]) < 0.85
+    assert np.mean(coverage["by lesion"]) > 0.885
 
 
 @pytest.mark.parametrize(
