@@ -133,6 +133,13 @@ def test_the_band_of_one_case_a_unit_is_the_exact_one(repeats):
     assert approximate_band(covered, units) == pytest.approx((exact.low, exact.high))
 
 
+@pytest.mark.parametrize("function", [effective_n, approximate_band])
+@pytest.mark.parametrize(("n", "n_units"), [(3, 2), (0, 0)])
+def test_covered_cases_without_their_units_are_refused(function, n, n_units):
+    with pytest.raises(ParameterError, match=f"{n} cases and {n_units} units"):
+        function(np.ones(n, dtype=bool), np.zeros(n_units, dtype=int))
+
+
 def conformalized(P, y, groups, units, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationSizeWarning)
