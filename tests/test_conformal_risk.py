@@ -54,7 +54,7 @@ def test_confidence_asks_for_more(losses, level):
 
 @given(seed=seeds, level=st.sampled_from([0.05, 0.1, 0.3]), whole=st.booleans())
 def test_p_values_are_those_of_mapie_or_the_exact_binomial(seed, level, whole):
-    risk_control = pytest.importorskip("mapie.risk_control.p_values")
+    risk_control = pytest.importorskip("mapie.risk_control.methods")
     rng = np.random.default_rng(seed)
     losses = rng.random((60, 4)) * rng.random(4)
     if whole:
