@@ -64,7 +64,7 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
             "format": "cbdc",
             "format_version": str(FORMAT_VERSION),
             "document": text,
-            "sha256": _digest(contiguous, text),
+            "sha256": _digest(contiguous, text, str(FORMAT_VERSION)),
         },
     )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -130,15 +130,15 @@ def read_modelfile(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, A
             f"{path.name}: format version {version!r}; this library reads up to {FORMAT_VERSION}. Fix: upgrade cbdc."
         )
     text = metadata.get("document", "")
-    if _digest(arrays, text) != metadata.get("sha256"):
+    if _digest(arrays, text, version) != metadata.get("sha256"):
         raise ModelFileError(
             f"{path.name}: sha256 mismatch, the file was changed after it was saved. Fix: copy it again or fit again."
         )
     return arrays, json.loads(text)
 
 
-def _digest(arrays: dict[str, np.ndarray], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
+def _digest(arrays: dict[str, np.ndarray], text: str, version: str) -> str:
+    digest = hashlib.sha256(f"{version}\0{text}".encode())
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())

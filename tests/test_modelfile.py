@@ -43,14 +43,17 @@ def test_round_trip(tmp_path_factory, array):
     assert arrays["a"].tobytes() == array.tobytes()
 
 
-@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_every_flipped_bit_is_refused(tmp_path_factory, where, bit):
-    path = write_modelfile(tmp_path_factory.mktemp("m") / "model.cbdc", ARRAYS, DOCUMENT)
-    content = bytearray(path.read_bytes())
-    content[int(where * len(content))] ^= 1 << bit
-    path.write_bytes(content)
-    with pytest.raises(ModelFileError):
-        read_modelfile(path)
+def test_every_flipped_bit_is_refused(tmp_path):
+    """Each bit of the file; safetensors orders its header anew at every write, so that no draw of places would do."""
+    path = write_modelfile(tmp_path / "model.cbdc", ARRAYS, DOCUMENT)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ModelFileError):
+                read_modelfile(path)
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
