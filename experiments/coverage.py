@@ -70,7 +70,7 @@ def main() -> None:
                 parts.append((head.predict_proba(X), np.searchsorted(classes, cases.labels), groups))
             rows += [{"fit": fit, "split": part, **found} for found in figures(parts, classes)]
         print(f"fit {fit}: {len(rows)} rows", flush=True)
-    results = {"rows": rows, "summary": summary(rows), "n": {"splits": arguments.splits, "fits": arguments.fits}}
+    results = {"summary": summary(rows), "coverage_by_split": by_split(rows), "fits": arguments.fits}
     command = "python -m experiments.coverage" + (" --quick" if arguments.quick else " --root DATA")
     write_results(arguments.out, results, command=command, data=[data])
     draw(results["summary"], arguments.figure)
@@ -135,6 +135,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             }
             entry["below_the_level"] = float(np.mean([r["coverage"] < level for r in some]))
             found[f"{name} @ {level:g}"] = entry
+    return found
+
+
+def by_split(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Coverage in each split, for whoever wants another summary."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(f"{row['condition']} @ {row['level']:g}", []).append(round(row["coverage"], 4))
     return found
 
 

@@ -17,7 +17,7 @@ from cbdc.conformal import MonteCarloConformalClassifier, plausibilities_from_di
 from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
-import reference
+import patients_reference as reference
 
 seeds = st.integers(0, 2**32 - 1)
 every_score = pytest.mark.parametrize("options", OPTIONS)
@@ -66,7 +66,7 @@ def test_nested_batch_and_permutation(options, seed):
 
 @given(seed=seeds, new=st.integers(-1, 13))
 def test_p_value_is_the_average_over_all_readers(seed, new):
-    """Probabilities on a grid of 1/16: every reader's label in turn, by the oracle of section 8 of conformal.md."""
+    """Probabilities on a grid of 1/16: every reader's label in turn, by the oracle of theory/patients.md."""
     rng = np.random.default_rng(seed)
     grid = rng.integers(1, 16, 4)
     P = np.stack([grid / 16, 1 - grid / 16], axis=1)

@@ -71,25 +71,6 @@ def pac_rank(n, level, delta):
     return n + 1
 
 
-def hierarchical_threshold(scores_by_unit, level):
-    """Least score q such that the units' shares of scores up to q, summed, reach (number of units + 1) * level."""
-    every = sorted(score for scores in scores_by_unit for score in scores)
-    for q in every:
-        shares = [Fraction(sum(s <= q for s in scores), len(scores)) for scores in scores_by_unit]
-        if sum(shares) >= level * (len(scores_by_unit) + 1):
-            return q
-    return math.inf
-
-
-def averaged_p_value(scores_by_unit, new):
-    """Mean over every way to draw one score of each unit of the p-value of `new`."""
-    total = count = Fraction(0)
-    for drawn in itertools.product(*scores_by_unit):
-        total += Fraction(1 + sum(score >= new for score in drawn), len(drawn) + 1)
-        count += 1
-    return total / count
-
-
 def rank_needed(n, level):
     """Least k with k / (n + 1) >= level; level is a Fraction."""
     k = 1

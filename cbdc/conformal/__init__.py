@@ -7,10 +7,11 @@ from .covariate_shift import CovariateShiftConformalClassifier
 from .drift import DriftMonitor, smoothed_p_values
 from .hierarchical import HierarchicalConformalClassifier
 from .label_shift import LabelShiftConformalClassifier
+from .malignancy import MalignancyClassifier
 from .outliers import ConformalOutlierDetector, benjamini_hochberg
 from .pac import pac_least_n, pac_p_values, pac_rank
 from .patients import approximate_band, draw_one, effective_n
-from .risk import MalignancyClassifier, crc_index, ltt_indices, rcps_index, risk_p_values
+from .risk import crc_index, ltt_indices, rcps_index, risk_p_values
 from .scores import SCORES, aps, content_uniform, lac, margin, rank, raps, saps, topk
 from .stream import OnlineConformalClassifier
 from .synthetic import SyntheticPoweredConformalClassifier, guard_ranks

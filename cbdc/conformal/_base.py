@@ -1,6 +1,7 @@
-"""What every conformal estimator of this room shares: a classifier, and the conformity scores of its probabilities."""
+"""What the conformal estimators of this room share: a classifier, and the conformity scores of its probabilities."""
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -8,67 +9,42 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_random_state, get_tags
-from sklearn.utils._param_validation import HasMethods, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..metrics import check_codes, check_probabilities
+from ..errors import ParameterError
+from ..metrics import check_codes, check_probabilities, exact_level
 from ._codes import label_codes
-from .scores import SCORES, check_score_params, score_all, score_labels, sets_from
+from .scores import SCORES, check_score_params, score_all, score_dtype, score_labels, sets_from
+from .thresholds import round_up
 
-__all__ = ["ScoringClassifier"]
+__all__ = ["ProbabilityClassifier", "ScoringClassifier"]
 
 # Cells scored at once: few enough for what a ranked score makes on the way to stay in the cache
 _CELLS_RANKED, _CELLS = 2**15, 2**19
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-class ScoringClassifier(ClassifierMixin, BaseEstimator):
-    """Base of the conformal estimators: it trains or adopts a classifier, and scores labels by its probabilities.
+class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
+    """Base of all: it trains a classifier, or adopts one, and hands out its probabilities, checked.
 
-    A subclass calls `_prepare` first when it calibrates; from then on the settings that scores depend on are frozen, in
-    `score_name_`, `score_params_`, `randomized_` and `seed_`, since scores of one setting say nothing about another's.
+    A subclass calls `_prepare` first when it calibrates, and names what a calibration leaves in `_calibrated`.
 
     Parameters
     ----------
     estimator : classifier or None, default=None
         None: X is the (n, n_classes) matrix of probabilities itself, and y holds column numbers.
-    score : str, default="lac"
-        A name in `cbdc.conformal.SCORES`.
-    score_params : dict or None, default=None
-        Numbers of the score; None stands for its defaults.
-    randomized : bool, default=True
     prefit : bool, default=False
-    random_state : int, RandomState instance or None, default=None
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
         "estimator": [HasMethods(["fit", "predict_proba"]), None],
-        "score": [StrOptions(set(SCORES))],
-        "score_params": [dict, None],
-        "randomized": ["boolean"],
         "prefit": ["boolean"],
-        "random_state": ["random_state"],
     }
+    _calibrated: tuple[str, ...] = ("calibration_",)
 
     estimator: Any
-    score_params: dict[str, float] | None
-    randomized: bool
     prefit: bool
-    random_state: int | np.random.RandomState | None
-
-    # The parameter `score` names a conformity score, and a classifier's method `score` is its accuracy: the instance
-    # keeps the name, the attribute gives the method, and both work as scikit-learn expects.
-    @property
-    def score(self) -> Any:
-        """Method: accuracy of `predict` on (X, y). The conformity score's name is ``get_params()["score"]``."""
-        return super().score
-
-    @score.setter
-    def score(self, name: str) -> None:
-        self.__dict__["score"] = name
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        return super().get_params(deep) | {"score": self.__dict__["score"]}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -114,26 +90,21 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         self._validate_params()
-        check_score_params(self.__dict__["score"], self.score_params)
 
     def _forget(self) -> None:
-        """Drop what a calibration left; a subclass names its own attributes in `_calibrated`."""
+        """Drop what a calibration left."""
         for name in self._calibrated:
             self.__dict__.pop(name, None)
 
-    _calibrated: tuple[str, ...] = ("calibration_",)
-
     def _prepare(self, X: ArrayLike) -> None:
-        """Before calibrating: checked parameters, a fitted estimator, frozen scores; nothing left of an earlier one."""
+        """Before calibrating: checked parameters, a fitted estimator, nothing left of an earlier calibration."""
         self._check_parameters()
-        self._forget()  # should this calibration fail, no old scores are left beside new settings
+        self._forget()  # should this calibration fail, no old thresholds are left beside new settings
         if self.estimator is None:
             self._adopt_columns(X)
         elif self.prefit:
             self._adopt(self.estimator)
         check_is_fitted(self, "classes_")
-        self._freeze()
-        self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _check_conformalized(self) -> None:
         check_is_fitted(self, "classes_")
@@ -156,10 +127,6 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
         validate_data(self, X, skip_check_array=True)
         self.estimator_, self.classes_, self._log = None, np.arange(self.n_features_in_), False
 
-    def _freeze(self) -> None:
-        self.score_name_, self.randomized_ = self.__dict__["score"], bool(self.randomized)
-        self.score_params_ = check_score_params(self.score_name_, self.score_params)
-
     def _values(self, X: ArrayLike) -> np.ndarray:
         """Probabilities, or logarithms of them, checked: (n, n_classes)."""
         if self.estimator_ is None:
@@ -174,6 +141,11 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
         check_probabilities(np.exp(values), "predict_proba")
         return values
 
+    def _probabilities(self, X: ArrayLike) -> np.ndarray:
+        """Probabilities, (n, n_classes), float64."""
+        values = self._values(X)
+        return np.exp(values) if self._log else values.astype(float)
+
     def _labels(self, y: ArrayLike, n: int) -> np.ndarray:
         """Column of each label, (n,)."""
         return check_codes(y, n, len(self.classes_)) if self.estimator_ is None else label_codes(y, self.classes_, n)
@@ -181,6 +153,87 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
     def _is_plain(self, X: np.ndarray) -> bool:
         plain = type(X) is np.ndarray and X.dtype in _FLOATS and X.ndim == 2 and len(X) > 0
         return plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_")
+
+
+class ScoringClassifier(ProbabilityClassifier):
+    """Base of those that score labels by their probabilities, and make sets at a level.
+
+    From `_prepare` on the settings that scores depend on are frozen, in `score_name_`, `score_params_`, `randomized_`
+    and `seed_`, since scores of one setting say nothing about another's.
+
+    Parameters
+    ----------
+    score : str, default="lac"
+        A name in `cbdc.conformal.SCORES`.
+    score_params : dict or None, default=None
+        Numbers of the score; None stands for its defaults.
+    confidence_level : float, default=0.9
+    randomized : bool, default=True
+    random_state : int, RandomState instance or None, default=None
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        **ProbabilityClassifier._parameter_constraints,
+        "score": [StrOptions(set(SCORES))],
+        "score_params": [dict, None],
+        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
+        "randomized": ["boolean"],
+        "random_state": ["random_state"],
+    }
+
+    score_params: dict[str, float] | None
+    confidence_level: float
+    randomized: bool
+    random_state: int | np.random.RandomState | None
+
+    # The parameter `score` names a conformity score, and a classifier's method `score` is its accuracy: the instance
+    # keeps the name, the attribute gives the method, and both work as scikit-learn expects.
+    @property
+    def score(self) -> Any:
+        """Method: accuracy of `predict` on (X, y). The conformity score's name is ``get_params()["score"]``."""
+        return super().score
+
+    @score.setter
+    def score(self, name: str) -> None:
+        self.__dict__["score"] = name
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return super().get_params(deep) | {"score": self.__dict__["score"]}
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        exact_level(self.confidence_level)
+        check_score_params(self.__dict__["score"], self.score_params)
+
+    def _prepare(self, X: ArrayLike) -> None:
+        super()._prepare(X)
+        self._freeze()
+        self.seed_ = seed_of(self.random_state)
+
+    def _freeze(self) -> None:
+        self.score_name_, self.randomized_ = self.__dict__["score"], bool(self.randomized)
+        self.score_params_ = check_score_params(self.score_name_, self.score_params)
+
+    def _restore(self, estimator: Any, n_classes: int, *, log: bool, seed: int) -> None:
+        """As `_prepare` left it when a calibration of so many classes was saved."""
+        self._check_parameters()
+        if estimator is None:
+            self._adopt_columns(np.empty((1, n_classes)))
+        else:
+            self._adopt(estimator)
+        if len(self.classes_) != n_classes:
+            raise ParameterError(f"estimator: it has {len(self.classes_)} classes, but {n_classes} were calibrated.")
+        if log and not self._log:
+            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
+        self._freeze()
+        self._log, self.seed_ = log, seed
+
+    def _level(self, confidence_level: float | None) -> float:
+        """The level asked for, or the constructor's, of a calibrated estimator."""
+        self._check_conformalized()
+        level = self.confidence_level if confidence_level is None else confidence_level
+        exact_level(level)
+        return float(level)
 
     @property
     def _scoring(self) -> dict[str, Any]:
@@ -207,6 +260,7 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
 
     def _sets(self, values: np.ndarray, limits: np.ndarray) -> np.ndarray:
         """Labels whose score is at least its limit, bool (n, n_classes); limits of shape (1 or n, 1 or n_classes)."""
+        limits = round_up(limits, score_dtype(self.score_name_, values.dtype))
         if values.size <= _CELLS_RANKED:
             return sets_from(values=values, limits=limits, **self._scoring)
         sets = np.empty(values.shape, dtype=bool)
@@ -219,3 +273,8 @@ class ScoringClassifier(ClassifierMixin, BaseEstimator):
     def _blocks(self, n: int, n_classes: int) -> Iterator[slice]:
         step = max(1, (_CELLS_RANKED if SCORES[self.score_name_].ranked else _CELLS) // n_classes)
         return (slice(start, start + step) for start in range(0, n, step))
+
+
+def seed_of(random_state: int | np.random.RandomState | None) -> int:
+    """A seed that stays with the calibration."""
+    return 0 if random_state is None else int(check_random_state(random_state).randint(2**31 - 1))

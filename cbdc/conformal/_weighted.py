@@ -45,7 +45,7 @@ class WeightedScores:
         alpha = float(1 - exact_level(confidence_level))
         needed = alpha * (self.total + own) - own
         through = np.cumsum(self.weights)
-        # A sum that meets the bound but for rounding counts as below it, which is the larger set.
+        # A sum that meets the bound but for rounding counts as meeting it, as it does with equal weights.
         slack = 1e-12 * (self.total + own)
         places = np.searchsorted(through, needed + slack, side="right")
         found = np.append(self.scores, np.inf)[np.minimum(places, len(self.scores))]

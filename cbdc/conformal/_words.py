@@ -30,7 +30,9 @@ def make_certificate(clf: "ConformalClassifier", level: float) -> Certificate:
     assumptions = (who + ", none of them trained on)",)
     holds = f"the set holds the true class with probability at least {level:g}{_among(clf)}"
     if units is not None:
-        holds += ", for a case drawn from a new patient"
+        kinds = {None: "", "group": " of that group", "cluster": " of that cluster"}
+        of = kinds.get(clf.condition_on_, " of that class")
+        holds += f", for a case{of} drawn from a new patient" + " who has one" * (clf.condition_on_ is not None)
     if clf.guarantee_ == "pac":
         over = "in the long run" if clf.window_ is None else f"among the next {clf.window_} cases"
         holds = (
@@ -107,7 +109,7 @@ def _conditions(clf: "ConformalClassifier", level: float) -> list[Condition]:
     calibration = clf.calibration_
     thresholds, found = clf.thresholds(level), []
     for name, n, cell in _cells(clf):
-        if calibration.units is None:
+        if calibration.units is None or n == calibration.counts[cell]:  # one case of each unit
             found.append(Condition.from_rank(name, n, clf.rank(n, level)))
             continue
         start = int(calibration.offsets[cell])

@@ -1,7 +1,7 @@
 """Calibration on cases that several readers labelled differently."""
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,10 @@ from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval
 
 from ..errors import ParameterError
-from ..metrics import check_probabilities, exact_level
+from ..metrics import check_probabilities
 from ._base import ScoringClassifier
 from ._weighted import WeightedScores
 from .certificate import Certificate
-from .scores import score_dtype
-from .thresholds import round_up
 
 __all__ = ["MonteCarloConformalClassifier", "plausibilities_from_differentials"]
 
@@ -127,7 +125,6 @@ class MonteCarloConformalClassifier(ScoringClassifier):
 
     _parameter_constraints: dict = {  # noqa: RUF012
         **ScoringClassifier._parameter_constraints,
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "n_draws": [Interval(Integral, 1, None, closed="left"), None],
     }
 
@@ -172,7 +169,6 @@ class MonteCarloConformalClassifier(ScoringClassifier):
             If a row is no distribution, or there is not one for each case.
         """
         self._prepare(X)
-        exact_level(self.confidence_level)
         values = self._values(X)
         shares = check_probabilities(plausibilities, "plausibilities").astype(float)
         if shares.shape != values.shape:
@@ -195,11 +191,10 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         confidence_level : float, optional
             Default: that of the constructor.
         """
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         values = self._values(X)
         limits = self.calibration_.thresholds(np.ones(1), level)
-        return self._sets(values, round_up(limits, score_dtype(self.score_name_, values.dtype))[None, :])
+        return self._sets(values, limits[None, :])
 
     def p_values(self, X: ArrayLike) -> np.ndarray:
         """Conformal p-values, averaged over the labels of each calibration case: (n, n_classes)."""
@@ -208,13 +203,11 @@ class MonteCarloConformalClassifier(ScoringClassifier):
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
-        exact_level(level)
+        level = self._level(confidence_level)
         return Certificate(
             f"a label drawn from what readers think of the case is in its set with probability at least {level:g}",
             (f"this case and the {self.n_calibration_} calibration cases are exchangeable, opinions included",),
             ("readers who do not stand for those whose opinion counts", "another population than in calibration"),
-            float(level),
+            level,
             self.n_calibration_,
         )

@@ -10,17 +10,17 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import CalibrationSizeWarning, ParameterError
-from ..metrics import conformal_rank, exact_level
+from ..metrics import conformal_rank
 from ._base import ScoringClassifier
 from ._codes import group_codes
 from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
 from ._words import describe_small_conditions, make_certificate
 from .certificate import Certificate
-from .groups import group_names, merge_small_groups
+from .groups import group_names, renamed, settle_small_groups
 from .pac import pac_least_n, pac_p_values, pac_rank
 from .patients import draw_one, unit_codes
-from .scores import check_score_params, score_dtype, truncated
-from .thresholds import CalibrationScores, least_n, round_up
+from .scores import truncated
+from .thresholds import CalibrationScores, least_n
 
 __all__ = ["ConformalClassifier"]
 
@@ -49,7 +49,7 @@ class ConformalClassifier(ScoringClassifier):
         more calibration cases are needed.
     rank_calibrated : bool, default=False
         With ``condition_on="class"``: leave out labels that rank lower than their class ever needs, as `tune` found
-        (RC3P). With many classes it can make class-conditional sets smaller.
+        (RC3P). Its coverage is exact; smaller sets it did not give in what was measured, see the guide.
     confidence_level : float, default=0.9
         Level of the sets; `predict_set` may be asked another.
     guarantee : {"marginal", "pac"}, default="marginal"
@@ -133,11 +133,11 @@ class ConformalClassifier(ScoringClassifier):
     ((597, 10), True)
     """
 
+    _calibrated = ("calibration_", "rank_limits_")
     _parameter_constraints: dict = {  # noqa: RUF012
         **ScoringClassifier._parameter_constraints,
         "condition_on": [StrOptions({"class", "group", "class_and_group", "cluster"}), None],
         "rank_calibrated": ["boolean"],
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "guarantee": [StrOptions({"marginal", "pac"})],
         "delta": [Interval(Real, 0, 1, closed="neither")],
         "window": [Interval(Integral, 1, None, closed="left"), None],
@@ -178,6 +178,22 @@ class ConformalClassifier(ScoringClassifier):
         self.prefit = prefit
         self.random_state = random_state
 
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "ConformalClassifier":
+        """Train the classifier; with ``prefit=True`` or without an estimator there is nothing to train.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+
+        Returns
+        -------
+        ConformalClassifier
+            Itself, neither calibrated nor tuned.
+        """
+        self.__dict__.pop("tuned_", None)  # for another classifier
+        return super().fit(X, y)
+
     def tune(self, X: ArrayLike, y: ArrayLike) -> "ConformalClassifier":
         """Choose what the score and the condition leave open, on cases that neither `fit` nor `conformalize` sees.
 
@@ -209,6 +225,7 @@ class ConformalClassifier(ScoringClassifier):
         level, n_classes = self.confidence_level, len(self.classes_)
         found: dict[str, Any] = {}
         if self.score_params is None and self.score_name_ in tuning.TUNED_SCORES:
+            found["score"] = self.score_name_
             found["score_params"] = tuning.tune_score(
                 self.score_name_, values, labels, confidence_level=level, log=self._log, seed=self._scoring["seed"]
             )
@@ -265,8 +282,6 @@ class ConformalClassifier(ScoringClassifier):
         labels = self._labels(y, len(values))
         self.columns_, self.rank_limits_ = self._chosen_columns(), self._chosen_limits()
         scores = self._score_labels(values, labels)
-        if self.rank_limits_ is not None:
-            scores = truncated(scores, values, labels, self.rank_limits_)
         kept, codes = np.arange(len(values)), None
         if units is not None:
             codes = unit_codes(units, len(values))
@@ -314,15 +329,12 @@ class ConformalClassifier(ScoringClassifier):
         CalibrationSizeWarning
             If a class or group has too few cases for a finite threshold at another level than the constructor's.
         """
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         if level != self.confidence_level:
             self._warn_of_small_conditions(level)
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
-        thresholds = self._limits(level, score_dtype(self.score_name_, values.dtype))
-        if self.rank_limits_ is not None:
-            return truncated(self._score_all(values), values, None, self.rank_limits_) >= thresholds[codes]
+        thresholds = self._limits(level)
         return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds)
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
@@ -349,10 +361,7 @@ class ConformalClassifier(ScoringClassifier):
         columns = np.zeros(1, dtype=np.intp) if self.columns_ is None else self.columns_
         found = np.empty(values.shape)
         for rows in self._blocks(*values.shape):
-            scores = self._score_all(values[rows])
-            if self.rank_limits_ is not None:
-                scores = truncated(scores, values[rows], None, self.rank_limits_)
-            p_values = self.calibration_.p_values(scores, codes[rows], columns)
+            p_values = self.calibration_.p_values(self._score_all(values[rows]), codes[rows], columns)
             if self.guarantee_ == "pac":
                 n = self.calibration_.counts[codes[rows]][:, columns]
                 p_values = pac_p_values(p_values, n, self.delta_, self.window_)
@@ -361,8 +370,7 @@ class ConformalClassifier(ScoringClassifier):
 
     def thresholds(self, confidence_level: float | None = None) -> np.ndarray:
         """Least score still in the set, (n_groups or 1, n_columns or 1); minus infinity where cases are too few."""
-        self._check_conformalized()
-        return self._table(self.confidence_level if confidence_level is None else confidence_level)
+        return self._table(self._level(confidence_level))
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise: assumptions, statement, the cases it rests on, and the band of the realised coverage.
@@ -377,9 +385,7 @@ class ConformalClassifier(ScoringClassifier):
         Certificate
             Its text is ``str(certificate)``.
         """
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
-        return make_certificate(self, level)
+        return make_certificate(self, self._level(confidence_level))
 
     @property
     def n_calibration_(self) -> Any:
@@ -409,18 +415,7 @@ class ConformalClassifier(ScoringClassifier):
         """
         check_document(document)
         found = cls(estimator, prefit=estimator is not None, **{name: document[name] for name in SETTINGS})
-        if estimator is None:
-            found._adopt_columns(np.empty((1, document["n_classes"])))
-        else:
-            found._adopt(estimator)
-        n_classes = len(found.classes_)
-        if n_classes != document["n_classes"]:
-            raise ParameterError(f"estimator: it has {n_classes} classes, but {document['n_classes']} were calibrated.")
-        if document["log"] and not found._log:
-            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
-        found._check_parameters()
-        found._freeze()
-        found._log, found.seed_ = document["log"], document["seed"]
+        found._restore(estimator, document["n_classes"], log=document["log"], seed=document["seed"])
         found.groups_, found.merged_groups_ = check_groups_of(document)
         found.columns_, found.rank_limits_ = check_classes_of(arrays, document)
         n_columns = 1 if found.columns_ is None else int(found.columns_.max()) + 1
@@ -430,7 +425,6 @@ class ConformalClassifier(ScoringClassifier):
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
-        exact_level(self.confidence_level)
         if self.rank_calibrated and self.condition_on != "class":
             raise ParameterError(f"rank_calibrated: it goes with condition_on='class'; got {self.condition_on!r}.")
         if self.window is not None and self.guarantee != "pac":
@@ -438,8 +432,9 @@ class ConformalClassifier(ScoringClassifier):
 
     def _freeze(self) -> None:
         super()._freeze()
-        if self.score_params is None and "score_params" in getattr(self, "tuned_", {}):
-            self.score_params_ = check_score_params(self.score_name_, self.tuned_["score_params"])
+        tuned = getattr(self, "tuned_", {})
+        if self.score_params is None and tuned.get("score") == self.score_name_:
+            self.score_params_ = tuned["score_params"]
         self.condition_on_, self.guarantee_ = self.condition_on, self.guarantee
         self.delta_, self.window_ = float(self.delta), self.window
 
@@ -461,45 +456,45 @@ class ConformalClassifier(ScoringClassifier):
 
     def _calibrate_groups(self, groups: Any, n: int, kept: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Row of the tables of each case that is kept; sets `groups_` and `merged_groups_`."""
-        self.groups_, self.merged_groups_ = None, {}
+        self.groups_: np.ndarray | None = None
+        self.merged_groups_: dict[str, str] = {}
         if not self._by_group:
             return np.zeros(len(kept), dtype=np.intp)
         names, attributes = group_names(groups, n)
         names, attributes = names[kept], attributes[kept]
-        least = self._least_n(self.confidence_level)
-        possible = np.bincount(columns) >= least  # other classes no merging can help
-
-        def is_small(cases: np.ndarray) -> bool:
-            counts = np.bincount(columns[cases], minlength=len(possible))
-            return len(cases) < least or bool((counts[possible] < least).any())
-
         if self.small_groups != "warn":
-            small = [name for name in np.unique(names) if is_small(np.flatnonzero(names == name))]
-            if small and self.small_groups == "refuse":
-                listed = ", ".join(f"{name.item()!r} (n = {np.sum(names == name)})" for name in small)
-                raise ParameterError(
-                    f"groups: too few cases for a finite threshold at {self.confidence_level:g}, which takes {least}: "
-                    f"{listed}. Fix: calibrate on more, merge groups (small_groups='merge'), or lower the level."
-                )
-            if small:
-                self.merged_groups_ = merge_small_groups(names.astype(str), attributes, is_small)
-                names = self._merge(names)
-                listed = "; ".join(f"{old!r} into {new!r}" for old, new in self.merged_groups_.items())
-                message = (
-                    f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
-                )
+            least, level = self._least_n(self.confidence_level), self.confidence_level
+            self.merged_groups_, message = settle_small_groups(
+                names, attributes, columns, least, level, self.small_groups
+            )
+            if message:
                 warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
+        names = renamed(names, self.merged_groups_)
         self.groups_ = np.unique(names)
         return group_codes(names, self.groups_)
-
-    def _merge(self, names: np.ndarray) -> np.ndarray:
-        return np.array([self.merged_groups_.get(name, name) for name in names.astype(str).tolist()])
 
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
         if self.groups_ is None:
             return np.zeros(n, dtype=np.intp)
-        names = group_names(groups, n)[0]
-        return group_codes(self._merge(names) if self.merged_groups_ else names, self.groups_)
+        return group_codes(renamed(group_names(groups, n)[0], self.merged_groups_), self.groups_)
+
+    def _score_labels(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return self._truncated(super()._score_labels(values, labels), values, labels)
+
+    def _score_all(self, values: np.ndarray) -> np.ndarray:
+        return self._truncated(super()._score_all(values), values, None)
+
+    def _sets(self, values: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        if self.rank_limits_ is None:
+            return super()._sets(values, limits)
+        sets = np.empty(values.shape, dtype=bool)
+        for rows in self._blocks(*values.shape):
+            sets[rows] = self._score_all(values[rows]) >= (limits[rows] if len(limits) > 1 else limits)
+        return sets
+
+    def _truncated(self, scores: np.ndarray, values: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        limits = getattr(self, "rank_limits_", None)
+        return scores if limits is None else truncated(scores, values, labels, limits)
 
     @property
     def _by_group(self) -> bool:
@@ -507,8 +502,7 @@ class ConformalClassifier(ScoringClassifier):
 
     def rank(self, n: int, confidence_level: float | None = None) -> int:
         """Rank of the threshold among n calibration cases, from the best conforming down; n + 1 if it is infinite."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         if self.guarantee_ == "pac":
             return pac_rank(n, level, self.delta_, self.window_)
         return conformal_rank(n, level)
@@ -518,18 +512,17 @@ class ConformalClassifier(ScoringClassifier):
 
     def _table(self, level: float) -> np.ndarray:
         """Thresholds by condition."""
-        exact_level(level)
         if self.guarantee_ == "marginal":
             return self.calibration_.thresholds(level)
         return self.calibration_.at_ranks(self.calibration_.ranks(lambda n: self.rank(n, level)))
 
-    def _limits(self, level: float, dtype: np.dtype) -> np.ndarray:
-        """Thresholds by group and class, rounded up; kept, since a case alone takes less time than they do."""
+    def _limits(self, level: float) -> np.ndarray:
+        """Thresholds by group and class; kept, since a case alone takes less time than they do."""
         kept = self.calibration_.kept
-        if (level, dtype) not in kept:
-            thresholds = round_up(self._table(level), dtype)
-            kept[level, dtype] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
-        return kept[level, dtype]
+        if level not in kept:
+            thresholds = self._table(level)
+            kept[level] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
+        return kept[level]
 
     def _warn_of_small_conditions(self, level: float) -> None:
         message = describe_small_conditions(self, level, self._least_n(level))

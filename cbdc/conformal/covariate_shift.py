@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,10 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval
 
 from ..errors import CalibrationSizeWarning, ParameterError
-from ..metrics import exact_level
 from ._base import ScoringClassifier
 from ._weighted import WeightedScores, check_weights, effective_size
 from .certificate import Certificate
-from .scores import score_dtype
-from .thresholds import least_n, round_up
+from .thresholds import least_n
 
 __all__ = ["CovariateShiftConformalClassifier"]
 
@@ -85,7 +83,6 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         **ScoringClassifier._parameter_constraints,
         "domain_classifier": [HasMethods(["fit", "predict_proba"]), None],
         "cv": [Interval(Integral, 2, None, closed="left")],
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
     }
 
     def __init__(
@@ -147,7 +144,6 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
             is unlike all of them.
         """
         self._prepare(X)
-        exact_level(self.confidence_level)
         if (target is None) == (weights is None):
             raise ParameterError(
                 "conformalize: give either target, cases of the target, or weights, a function of cases."
@@ -164,10 +160,11 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         self.effective_n_ = effective_size(self.weights_)
         least = least_n(self.confidence_level)
         if self.effective_n_ < least or self.outside_ > _OUTSIDE:
+            beyond = f"; {100 * self.outside_:.0f}% of the target weigh more than any of them" * (target is not None)
             warnings.warn(
                 f"The calibration cases say little of the target: weighted, the {len(values)} count as "
-                f"{self.effective_n_:.1f} (a finite threshold at {self.confidence_level:g} takes {least}), and "
-                f"{100 * self.outside_:.0f}% of the target weigh more than any of them. Fix: label some of the target.",
+                f"{self.effective_n_:.1f} (a finite threshold at {self.confidence_level:g} takes {least}){beyond}. "
+                "Fix: label some of the target.",
                 CalibrationSizeWarning,
                 stacklevel=2,
             )
@@ -182,11 +179,10 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         confidence_level : float, optional
             Default: that of the constructor.
         """
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         values = self._values(X)
         limits = self.calibration_.thresholds(self._weights_of(X, len(values)), level)
-        return self._sets(values, round_up(limits, score_dtype(self.score_name_, values.dtype))[:, None])
+        return self._sets(values, limits[:, None])
 
     def p_values(self, X: ArrayLike) -> np.ndarray:
         """Weighted conformal p-values, (n, n_classes)."""
@@ -196,9 +192,7 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise, and how much of the calibration is left for the target."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
-        exact_level(level)
+        level = self._level(confidence_level)
         n = len(self.weights_)
         assumptions = [
             "the distribution of the class given the image is the same in calibration and target",
@@ -213,7 +207,7 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
             f"the set holds the true class of a target case with probability at least {level:g}",
             tuple(assumptions),
             ("another prevalence or definition of the classes", "target cases unlike all calibration cases"),
-            float(level),
+            level,
             n,
         )
 

@@ -9,7 +9,7 @@ import pandas as pd
 from ..errors import ParameterError
 from ._codes import check_groups
 
-__all__ = ["group_names", "merge_small_groups"]
+__all__ = ["group_names", "merge_small_groups", "renamed", "settle_small_groups"]
 
 
 def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,6 +30,59 @@ def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
         columns.append(np.char.add(f"{name}=", values) if isinstance(name, str) else values)
     attributes = np.stack(columns, axis=1)
     return np.array([", ".join(row) for row in attributes]), attributes
+
+
+def settle_small_groups(
+    names: np.ndarray, attributes: np.ndarray, columns: np.ndarray, least: int, level: float, policy: str
+) -> tuple[dict[str, str], str]:
+    """Refuse or merge the groups with fewer than `least` cases, of a column that has as many in all.
+
+    Parameters
+    ----------
+    names : ndarray of shape (n,)
+    attributes : ndarray of shape (n, n_attributes)
+    columns : ndarray of shape (n,), int
+        Class, or cluster of classes, that has a threshold of its own; 0 where there is one for all.
+    least : int
+    level : float
+        For the message.
+    policy : {"refuse", "merge"}
+
+    Returns
+    -------
+    merged : dict of str to str
+        New name of every group that is merged.
+    message : str
+        What was done; empty if nothing.
+
+    Raises
+    ------
+    ParameterError
+        If there are such groups and the policy is "refuse".
+    """
+    possible = np.bincount(columns) >= least  # other columns no merging can help
+
+    def is_small(cases: np.ndarray) -> bool:
+        counts = np.bincount(columns[cases], minlength=len(possible))
+        return len(cases) < least or bool((counts[possible] < least).any())
+
+    small = [name for name in np.unique(names) if is_small(np.flatnonzero(names == name))]
+    if not small:
+        return {}, ""
+    if policy == "refuse":
+        listed = ", ".join(f"{name.item()!r} (n = {np.sum(names == name)})" for name in small)
+        raise ParameterError(
+            f"groups: too few cases for a finite threshold at {level:g}, which takes {least}: {listed}. Fix: calibrate "
+            "on more, merge groups (small_groups='merge'), or lower the level."
+        )
+    merged = merge_small_groups(names.astype(str), attributes, is_small)
+    listed = "; ".join(f"{old!r} into {new!r}" for old, new in merged.items())
+    return merged, f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
+
+
+def renamed(names: np.ndarray, merged: dict[str, str]) -> np.ndarray:
+    """The names after merging."""
+    return np.array([merged.get(name, name) for name in names.astype(str).tolist()]) if merged else names
 
 
 def merge_small_groups(

@@ -8,7 +8,7 @@ it in, so that thresholding the scores gives a member of the family, and coverag
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -23,13 +23,12 @@ from ._codes import check_groups, group_codes
 from ._nested import Tree, check_leaves, nested_scores
 from ._state import check_groups_of, check_scores
 from .certificate import Certificate, Condition
-from .scores import content_uniform
+from .scores import TIE, content_uniform
 from .thresholds import CalibrationScores, least_n
 
 __all__ = ["HierarchicalConformalClassifier"]
 
 _CELLS = 2**20  # nodes times classes times cases at once
-_TIE = 2.0**-23  # calibration scores are lowered by one last place of float32, so that a tie after rounding conforms
 _SAVED = ("score", "mode", "max_nodes", "condition_on", "confidence_level", "allow_empty", "randomized")
 
 
@@ -134,7 +133,6 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         "max_nodes": [Interval(Integral, 1, None, closed="left"), None],
         "score": [StrOptions({"aps", "lac"})],
         "condition_on": [StrOptions({"class", "group"}), None],
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "allow_empty": ["boolean"],
     }
     _calibrated = ("calibration_", "level_scores_", "groups_")
@@ -215,7 +213,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         values = self._values(X)
         n, labels = len(values), self._labels(y, len(values))
         self.groups_ = np.unique(check_groups(groups, n)) if self.condition_on_ == "group" else None
-        scores = self._family_scores(values)[np.arange(n), :, labels] * (1 - _TIE)
+        scores = self._family_scores(values)[np.arange(n), :, labels] * (1 - TIE)
         self.level_scores_ = np.sort(scores, axis=0) if self.mode_ == "levels" else None
         if self.level_scores_ is not None:
             scores = self._counts(scores[:, :, None]) - 1  # a case is not counted among those that it is compared with
@@ -277,8 +275,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         CalibrationSizeWarning
             If there are too few cases for a threshold at another level than the constructor's.
         """
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         limit = float(1 - exact_level(level))
         if level != self.confidence_level:
             self._warn_of_few_cases(level)
@@ -345,9 +342,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
 
         For ``mode="levels"`` no law of the coverage given the calibration cases is known, and no band is named.
         """
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
-        exact_level(level)
+        level = self._level(confidence_level)
         among = {None: "on average over all cases", "class": "among the cases of each class"}.get(
             self.condition_on_, "among the cases of each group"
         )
@@ -367,7 +362,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
                 "several calibration cases of one patient",
                 "choosing the level after looking at the answers",
             ),
-            confidence_level=float(level),
+            confidence_level=level,
             n_calibration=n,
             conditions=() if self.mode_ == "levels" else tuple(self._conditions(level)),
         )
@@ -404,15 +399,8 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         tree = Taxonomy.from_dict(document["taxonomy"])
         settings = {name: document[name] for name in _SAVED}
         found = cls(estimator, prefit=estimator is not None, taxonomy=tree, leaves=document["leaves"], **settings)
-        found._check_parameters()
-        if estimator is None:
-            found._adopt_columns(np.empty((1, len(document["leaves"]))))
-        else:
-            found._adopt(estimator)
-        if document["log"] and not found._log:
-            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
-        found._freeze()
-        found._log, found.seed_ = bool(document["log"]), int(document["seed"])
+        n_classes = len(document["leaves"] if estimator is None else estimator.classes_)  # other leaves: see _plant
+        found._restore(estimator, n_classes, log=bool(document["log"]), seed=int(document["seed"]))
         found.groups_, _ = check_groups_of(document)
         n_columns = len(found.classes_) if found.condition_on_ == "class" else 1
         shape = (1 if found.groups_ is None else len(found.groups_), n_columns)

@@ -1,21 +1,17 @@
 """Prediction sets under another prevalence of the classes."""
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from ..errors import ParameterError
-from ..metrics import exact_level
 from ._base import ScoringClassifier
 from ._weighted import WeightedScores, effective_size
 from .certificate import Certificate
-from .scores import score_dtype
-from .thresholds import round_up
 
 __all__ = ["LabelShiftConformalClassifier"]
 
@@ -88,7 +84,6 @@ class LabelShiftConformalClassifier(ScoringClassifier):
 
     _parameter_constraints: dict = {  # noqa: RUF012
         **ScoringClassifier._parameter_constraints,
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
         "method": [StrOptions({"bbse", "em"})],
     }
 
@@ -136,15 +131,15 @@ class LabelShiftConformalClassifier(ScoringClassifier):
             If a label, a probability or a prevalence is not what it should be.
         """
         self._prepare(X)
-        exact_level(self.confidence_level)
         values = self._values(X)
         labels = self._labels(y, len(values))
+        self._of_source = ", those of the source being its shares here" if source_prevalence is None else ""
         counts = np.bincount(labels, minlength=len(self.classes_))
         if source_prevalence is None:
             self.source_prevalence_ = counts / len(labels)
         else:
             self.source_prevalence_ = self._prevalence(source_prevalence, "source_prevalence")
-        P = np.exp(values) if self._log else values.astype(float)
+        P = self._probabilities(X)
         # What estimating needs of the cases: the mean and the covariance of each class's probabilities
         shape = len(self.classes_), len(self.classes_)
         many = len(self.classes_) > _MANY
@@ -189,8 +184,7 @@ class LabelShiftConformalClassifier(ScoringClassifier):
             shares = self._prevalence(prevalence, "prevalence")
             self._use(shares, np.stack([shares, shares], axis=1))
             return self
-        values = self._values(X)
-        P = np.exp(values) if self._log else values.astype(float)
+        P = self._probabilities(X)
         if self.method == "em":
             shares = _maximum_likelihood(P, self.source_prevalence_)
             self._use(shares, np.full((len(shares), 2), np.nan))
@@ -209,7 +203,7 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         """
         self._check_conformalized()
         values = self._values(X)
-        limits = round_up(self.thresholds(confidence_level), score_dtype(self.score_name_, values.dtype))
+        limits = self.thresholds(confidence_level)
         return self._sets(values, limits[None, :])
 
     def p_values(self, X: ArrayLike) -> np.ndarray:
@@ -220,15 +214,12 @@ class LabelShiftConformalClassifier(ScoringClassifier):
 
     def thresholds(self, confidence_level: float | None = None) -> np.ndarray:
         """Least score in the set of each class, (n_classes,): the weight of the class that is tried counts too."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         return self._weighted.thresholds(self.weights_, level)
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise, and what an estimated prevalence may cost."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
-        exact_level(level)
+        level = self._level(confidence_level)
         statement = f"the set holds the true class of a target case with probability at least {level:g}"
         if self.coverage_loss_ != 0:
             loss = "an unknown amount" if np.isnan(self.coverage_loss_) else f"{self.coverage_loss_:.3f}"
@@ -238,10 +229,10 @@ class LabelShiftConformalClassifier(ScoringClassifier):
             (
                 f"the cases of each class are of one distribution in the {len(self.calibration_[0])} calibration cases "
                 f"and in the target (weighted, they count as {self.effective_n_:.0f})",
-                "the prevalences are right",
+                "the prevalences are right" + self._of_source,
             ),
             ("cases of a class that look otherwise in the target", "a class that calibration does not have"),
-            float(level),
+            level,
             len(self.calibration_[0]),
         )
 

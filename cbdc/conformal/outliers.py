@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import linalg
 from sklearn.base import BaseEstimator, OutlierMixin, clone
-from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -67,8 +66,8 @@ class ConformalOutlierDetector(OutlierMixin, BaseEstimator):
     Parameters
     ----------
     scorer : {"knn", "mahalanobis"} or estimator with `fit` and `score_samples`, default="knn"
-        Minus the mean distance to the nearest neighbours, minus the Mahalanobis distance under a shrunk covariance, or
-        the estimator's score, higher for what is more usual.
+        Minus the mean distance to the nearest neighbours (which keeps the embeddings of `fit`), minus the Mahalanobis
+        distance under a shrunk covariance, or the estimator's score, higher for what is more usual.
     n_neighbors : int, default=10
         Of "knn".
     alpha : float, default=0.05
@@ -168,10 +167,9 @@ class ConformalOutlierDetector(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self, "calibration_scores_")
         E = np.asarray(validate_data(self, X, dtype=np.float64, reset=False))
-        if self._learn_whole is None:
-            raise NotFittedError("conformalize was called already: call fit again before another calibration.")
-        self._learn(self._learn_whole)
-        self._learn_whole = None
+        if self._learn_whole is not None:
+            self._learn(self._learn_whole)
+            self._learn_whole = None
         if units is not None:
             rng = np.random.RandomState(check_random_state(self.random_state).randint(2**31 - 1))
             E = E[draw_one(unit_codes(units, len(E)), rng)]

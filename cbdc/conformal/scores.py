@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ParameterError
+from ._rows import TIE, lowered, mass_below, mass_of_others, penalised, ranks_of
 
 __all__ = [
     "SCORES",
+    "TIE",
     "Score",
     "aps",
     "check_score_params",
@@ -34,14 +36,8 @@ __all__ = [
     "truncated",
 ]
 
-_FEW = 16  # rows, below which numpy's accumulate is quicker than one addition a column; the sums are the same
 _N_DIGESTED = 4  # the largest probabilities of a row stand for its content
 _FREQUENCY = 64.0  # phase for a factor e between two of them; rounding of 1e-7 then moves u by about 1e-5
-
-# Calibration scores are lowered by a last place of float32, so that what differs by less counts as tied, and a tie
-# conforms: the size of the batch, or the order in which an ensemble sums its votes, may move a probability that much,
-# and must not move a case out of its set.
-_TIE = 2.0**-23
 
 Params = dict[str, Any]
 
@@ -73,7 +69,7 @@ def lac(values: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, s
     >>> lac(np.array([[0.25, 0.75]]))
     array([[0.25, 0.75]])
     """
-    return _lowered(values, slack, log)
+    return lowered(values, slack, log)
 
 
 def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
@@ -108,7 +104,7 @@ def aps(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False
     >>> aps(np.array([[0.125, 0.25, 0.625]]))
     array([[0.   , 0.125, 0.375]])
     """
-    return _lowered(_mass(ascending, u, log), slack, log)
+    return lowered(mass_below(ascending, u, log), slack, log)
 
 
 def raps(
@@ -150,8 +146,8 @@ def raps(
     >>> raps(np.array([[0.125, 0.25, 0.625]]), penalty=0.5, k_reg=1).round(3)
     array([[-2.   , -0.002,  1.   ]])
     """
-    mass = _lowered(_mass(ascending, u, log), slack, log)
-    return _penalised(mass, np.maximum(_ranks(ascending) - k_reg, 0), penalty, log)
+    mass = lowered(mass_below(ascending, u, log), slack, log)
+    return penalised(mass, np.maximum(ranks_of(ascending) - k_reg, 0), penalty, log)
 
 
 def saps(
@@ -189,10 +185,10 @@ def saps(
     >>> saps(np.array([[0.125, 0.25, 0.625]]), u=np.array([0.5]), weight=0.2).round(4)
     array([[-0.925 , -0.725 , -0.3125]])
     """
-    ranks = _ranks(ascending)
+    ranks = ranks_of(ascending)
     if u is None:  # -(p_max + weight * (rank - 1)), and 1 - p_max is the mass of the others
-        others = np.repeat(_mass_of_others(ascending, log)[:, None], ascending.shape[1], axis=1)
-        return _penalised(_lowered(others, slack, log), ranks - 1, weight, log)
+        others = np.repeat(mass_of_others(ascending, log)[:, None], ascending.shape[1], axis=1)
+        return penalised(lowered(others, slack, log), ranks - 1, weight, log)
     largest = ascending[:, -1:].astype(float)
     largest = np.exp(largest) if log else largest
     first, u = ranks == 1, u[:, None].astype(float)
@@ -230,7 +226,7 @@ def margin(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = Fa
     """
     ascending = ascending.astype(float)
     add = np.logaddexp if log else np.add
-    others = _mass_of_others(ascending, log)
+    others = mass_of_others(ascending, log)
     gap = add(others[:, None], ascending)  # 1 + c for all but the first
     if ascending.shape[1] > 1:
         gap[:, -1] = add(others, ascending[:, -2])  # 1 - c for the first
@@ -240,7 +236,7 @@ def margin(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = Fa
         found = np.minimum(gap if log else np.log(gap), 0)
     found[:, -1] = np.minimum(-found[:, -1], _LARGEST)
     first = ascending == ascending[:, -1:]
-    return _lowered(np.where(first, found[:, -1:], found), slack, log=True)
+    return lowered(np.where(first, found[:, -1:], found), slack, log=True)
 
 
 def topk(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
@@ -266,7 +262,7 @@ def topk(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = Fals
     >>> topk(np.array([[0.125, 0.25, 0.625]]))
     array([[-3., -2., -1.]])
     """
-    return -_ranks(ascending).astype(float)
+    return -ranks_of(ascending).astype(float)
 
 
 def rank(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = False, slack: float = 0.0) -> np.ndarray:
@@ -296,7 +292,7 @@ def rank(ascending: np.ndarray, *, u: np.ndarray | None = None, log: bool = Fals
     >>> rank(np.array([[0.125, 0.25, 0.625]])).round(3)
     array([[-2.003e+00, -1.002e+00, -1.000e-03]])
     """
-    return _penalised(_lowered(ascending, slack, log), _ranks(ascending), 1.0, log)
+    return penalised(lowered(ascending, slack, log), ranks_of(ascending), 1.0, log)
 
 
 class Score(NamedTuple):
@@ -438,7 +434,7 @@ def score_labels(
     """Score of one label a row, (n,): that of `score_all`, to the bit; of calibration cases lowered by a rounding."""
     rows = np.arange(len(values))
     own = values[rows, labels]
-    slack = _TIE if calibration else 0.0
+    slack = TIE if calibration else 0.0
     if not SCORES[name].ranked:
         return SCORES[name].function(own.astype(float) if calibration else own, log=log, slack=slack, **params or {})
     ascending = np.sort(values, axis=1)
@@ -487,7 +483,7 @@ def truncated(scores: np.ndarray, values: np.ndarray, labels: np.ndarray | None,
         return np.where(np.sum(values > own[:, None], axis=1) < limits[labels], scores, -np.inf)
     order = np.argsort(values, axis=1)
     ranks = np.empty(values.shape, dtype=np.intp)
-    np.put_along_axis(ranks, order, _ranks(np.take_along_axis(values, order, axis=1)), axis=1)
+    np.put_along_axis(ranks, order, ranks_of(np.take_along_axis(values, order, axis=1)), axis=1)
     return np.where(ranks <= limits, scores, -np.inf)
 
 
@@ -498,104 +494,3 @@ def _score_ranked(
     if slack:  # in float64, where so small a share is not rounded away
         ascending = ascending.astype(float)
     return SCORES[name].function(ascending, u=u, log=log, slack=slack, **params or {})
-
-
-def _lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:
-    """Masses, or their logarithms, less a share."""
-    if not slack:
-        return values
-    if not log:
-        return values * (1 - slack)
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isneginf(values), values, values - slack * np.maximum(1, np.abs(values)))
-
-
-def _mass(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.ndarray:
-    """Probability of all labels ranked below, and 1 - u of the label's own rank; none of the latter without u."""
-    add = np.logaddexp if log else np.add
-    ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
-    through, before = np.empty_like(ascending), np.empty_like(ascending)
-    if len(ascending) < _FEW:
-        add.accumulate(ascending, axis=1, out=through)
-    else:
-        through[:, 0] = ascending[:, 0]
-        for k in range(1, ascending.shape[1]):
-            add(through[:, k - 1], ascending[:, k], out=through[:, k])
-    before[:, 0] = -np.inf if log else 0
-    before[:, 1:] = through[:, :-1]
-    rises = ascending[:, 1:] != ascending[:, :-1]
-    if not rises.all():
-        first, last = _runs(rises)
-        before, through = np.take_along_axis(before, first, axis=1), np.take_along_axis(through, last, axis=1)
-    if u is not None:
-        _weigh(before, u, log)
-        _weigh(through, 1 - u, log)
-        add(before, through, out=before)
-    return before
-
-
-def _mass_of_others(ascending: np.ndarray, log: bool) -> np.ndarray:
-    """Probability of all labels but the first, (n,), float64, summed from the smallest up."""
-    add = np.logaddexp if log else np.add
-    if len(ascending) < _FEW and ascending.shape[1] > 1:
-        return add.accumulate(ascending[:, :-1].astype(float), axis=1)[:, -1]
-    total = np.full(len(ascending), -np.inf if log else 0.0)
-    for k in range(ascending.shape[1] - 1):
-        add(total, ascending[:, k], out=total)
-    return total
-
-
-def _penalised(mass: np.ndarray, steps: np.ndarray, penalty: float, log: bool) -> np.ndarray:
-    """An increasing function of mass - penalty * steps, for masses in [0, 1] and whole steps.
-
-    Tiny masses lie just above a multiple of the penalty, where that difference would round them away. So the whole
-    number q of penalties and the rest above it are kept apart: -q, and a function of the rest that rises from 0 to 1
-    like its logarithm.
-    """
-    mass = mass.astype(float)
-    if penalty == 0:
-        return mass
-    q = steps.astype(float)
-    if log:
-        large = mass > np.log(penalty)
-        linear = np.exp(mass[large])
-        more = np.ceil(linear / penalty) - 1
-        q[large] -= more
-        mass = np.array(mass)
-        with np.errstate(divide="ignore"):
-            mass[large] = np.log(np.clip(linear - penalty * more, 0, penalty))
-        return 1 / (1 + np.log(penalty) - mass) - q
-    if penalty < 1:
-        more = np.maximum(np.ceil(mass / penalty) - 1, 0)
-        q -= more
-        more *= penalty
-        mass = np.clip(mass - more, 0, penalty)
-    # Read as a whole number, the bits of a positive float rise with it, and much like its logarithm.
-    return mass.view(np.int64) / np.float64(penalty).view(np.int64) - q
-
-
-def _ranks(ascending: np.ndarray) -> np.ndarray:
-    """One more than the number of strictly larger values, for each value of the rows."""
-    n, n_classes = ascending.shape
-    ranks = np.broadcast_to(np.arange(n_classes, 0, -1), (n, n_classes))
-    rises = ascending[:, 1:] != ascending[:, :-1]
-    return ranks if rises.all() else n_classes - _runs(rises)[1]
-
-
-def _runs(rises: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last place of the run of equal values that each place of a row belongs to."""
-    n, n_rises = rises.shape
-    edge = np.ones((n, 1), dtype=bool)
-    places = np.arange(n_rises + 1)
-    first = np.where(np.hstack([edge, rises]), places, 0)
-    last = np.where(np.hstack([rises, edge]), places, n_rises)[:, ::-1]
-    return np.maximum.accumulate(first, axis=1), np.minimum.accumulate(last, axis=1)[:, ::-1]
-
-
-def _weigh(mass: np.ndarray, weights: np.ndarray, log: bool) -> None:
-    """Multiply the mass of each row by its weight, in place."""
-    if log:
-        with np.errstate(divide="ignore"):
-            mass += np.log(weights)[:, None]
-    else:
-        mass *= weights[:, None]

@@ -7,11 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ..metrics import conformal_rank, exact_level
+from ..metrics import conformal_rank
 from ._base import ScoringClassifier
 from .certificate import Certificate, Condition
-from .scores import score_dtype
-from .thresholds import round_up
 
 __all__ = ["OnlineConformalClassifier"]
 
@@ -80,7 +78,6 @@ class OnlineConformalClassifier(ScoringClassifier):
         "method": [StrOptions({"expanding", "aci", "pid"})],
         "gamma": [Interval(Real, 0, None, closed="neither")],
         "window": [Interval(Integral, 1, None, closed="left"), None],
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
     }
 
     def __init__(
@@ -122,7 +119,6 @@ class OnlineConformalClassifier(ScoringClassifier):
             Itself.
         """
         self._prepare(X)
-        exact_level(self.confidence_level)
         values = self._values(X)
         scores = self._score_labels(values, self._labels(y, len(values)))
         self.method_, self.gamma_, self.window_ = self.method, float(self.gamma), self.window
@@ -166,7 +162,7 @@ class OnlineConformalClassifier(ScoringClassifier):
         self._check_conformalized()
         values = self._values(X)
         limits = np.array([[self.threshold()]])
-        return self._sets(values, round_up(limits, score_dtype(self.score_name_, values.dtype)))
+        return self._sets(values, limits)
 
     def p_values(self, X: ArrayLike) -> np.ndarray:
         """Conformal p-values by the cases kept, (n, n_classes)."""

@@ -13,8 +13,6 @@ from ..errors import ParameterError
 from ..metrics import conformal_rank, exact_level
 from ._base import ScoringClassifier
 from .certificate import Certificate
-from .scores import score_dtype
-from .thresholds import round_up
 
 __all__ = ["SyntheticPoweredConformalClassifier", "guard_ranks"]
 
@@ -106,7 +104,6 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
     _parameter_constraints: dict = {  # noqa: RUF012
         **ScoringClassifier._parameter_constraints,
         "beta": [Interval(Real, 0, 1, closed="neither")],
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
     }
 
     def __init__(
@@ -153,7 +150,6 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
             If there is no local case, or an input is not what it should be.
         """
         self._prepare(X)
-        exact_level(self.confidence_level)
         found = []
         for cases, labels in ((X, y), source):
             values = self._values(cases)
@@ -166,8 +162,7 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
 
     def threshold(self, confidence_level: float | None = None) -> float:
         """Least score in the set."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         local, source = self.calibration_
         low, high = guard_ranks(len(local), len(source), level, self.beta_)
         best_first = np.concatenate([[np.inf], local[::-1], [-np.inf]])
@@ -177,8 +172,7 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
 
     def bounds(self, confidence_level: float | None = None) -> tuple[float, float]:
         """Least and, without ties, largest coverage, whatever the other source is."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         n = len(self.calibration_[0])
         low, high = guard_ranks(n, len(self.calibration_[1]), level, self.beta_)
         return low / (n + 1), high / (n + 1)
@@ -195,12 +189,11 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         self._check_conformalized()
         values = self._values(X)
         limits = np.array([[self.threshold(confidence_level)]])
-        return self._sets(values, round_up(limits, score_dtype(self.score_name_, values.dtype)))
+        return self._sets(values, limits)
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise with and without trust in the other source."""
-        self._check_conformalized()
-        level = self.confidence_level if confidence_level is None else confidence_level
+        level = self._level(confidence_level)
         low, high = self.bounds(level)
         n = len(self.calibration_[0])
         return Certificate(
@@ -208,6 +201,6 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
             f"is; {level:g} is what the {len(self.calibration_[1])} cases of the other source aim at",
             (f"this case and the {n} local calibration cases are exchangeable",),
             ("local cases that were trained on", "several local cases of one patient"),
-            float(level),
+            level,
             n,
         )

@@ -164,5 +164,7 @@ class CalibrationScores:
 
 def round_up(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Least numbers of the dtype that are not below the thresholds: comparing with them is as good, and quicker."""
+    if thresholds.dtype == dtype:
+        return thresholds
     rounded = thresholds.astype(dtype)
     return np.where(rounded < thresholds, np.nextafter(rounded, dtype.type(np.inf)), rounded)

@@ -11,9 +11,11 @@ from scipy import special, stats
 from sklearn.utils._param_validation import Interval
 
 from ..metrics import clopper_pearson
+from ._base import seed_of
 from .certificate import Certificate
+from .malignancy import MalignancyScorer
 from .patients import draw_one, unit_codes
-from .risk import MalignancyClassifier, ltt_indices, malignant_columns
+from .risk import ltt_indices
 
 __all__ = ["ConformalTriage"]
 
@@ -22,7 +24,7 @@ _GRID = special.expit(np.linspace(-9, 9, 181))
 _STARTS = 10
 
 
-class ConformalTriage(MalignancyClassifier):
+class ConformalTriage(MalignancyScorer):
     """Release, defer or urgent: the negative and positive predictive values hold with probability 1 - delta.
 
     A case is released where its probability of malignancy is at most one threshold, urgent where it is at least
@@ -77,7 +79,8 @@ class ConformalTriage(MalignancyClassifier):
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
-        **{k: v for k, v in MalignancyClassifier._parameter_constraints.items() if k not in ("method", "risk_level")},
+        **MalignancyScorer._parameter_constraints,
+        "delta": [Interval(Real, 0, 1, closed="neither")],
         "npv": [Interval(Real, 0, 1, closed="neither")],
         "ppv": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
@@ -102,7 +105,6 @@ class ConformalTriage(MalignancyClassifier):
         self.delta = delta
         self.prefit = prefit
         self.random_state = random_state
-        self.__dict__["score"] = "lac"
 
     def conformalize(self, X: ArrayLike, y: ArrayLike, units: ArrayLike | None = None) -> "ConformalTriage":
         """Certify the two thresholds on cases that `fit` never saw.
@@ -125,12 +127,10 @@ class ConformalTriage(MalignancyClassifier):
             If a class of `malignant` is unknown, or an input is not what it should be.
         """
         self._prepare(X)
-        values = self._values(X)
-        labels = self._labels(y, len(values))
-        self.malignant_ = malignant_columns(self.malignant, self.classes_)
-        malignant, scores = self.malignant_[labels], self.malignancy(X)
+        scores, malignant = self._scored(X, y)
         if units is not None:
-            kept = draw_one(unit_codes(units, len(values)), np.random.RandomState(self.seed_))
+            rng = np.random.RandomState(seed_of(self.random_state))
+            kept = draw_one(unit_codes(units, len(scores)), rng)
             malignant, scores = malignant[kept], scores[kept]
         self.n_calibration_, self.n_malignant_ = len(scores), int(malignant.sum())
         self.npv_, self.ppv_, self.delta_ = float(self.npv), float(self.ppv), float(self.delta)

@@ -144,7 +144,7 @@ def rank_limits(
     seed: int | None,
     params: dict,
 ) -> np.ndarray:
-    """Lowest rank at which each class is still allowed in a set, chosen for the smallest class-conditional sets.
+    """Lowest rank at which each class is still allowed in a set, chosen for small class-conditional sets.
 
     Calibrated with scores that are minus infinity beyond that rank (`truncated`), the sets are exactly
     class-conditional, whatever the limits: they come from other cases. (The paper calibrates both on the same cases,

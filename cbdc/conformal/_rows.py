@@ -1,0 +1,111 @@
+"""Arithmetic on rows of probabilities, or their logarithms, in ascending order."""
+
+import numpy as np
+
+# Calibration scores are lowered by a last place of float32, so that what differs by less counts as tied, and a tie
+# conforms: the size of the batch, or the order in which an ensemble sums its votes, may move a probability that much,
+# and must not move a case out of its set.
+TIE = 2.0**-23
+
+_FEW = 16  # rows, below which numpy's accumulate is quicker than one addition a column; the sums are the same
+
+
+def lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:
+    """Masses, or their logarithms, less a share."""
+    if not slack:
+        return values
+    if not log:
+        return values * (1 - slack)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isneginf(values), values, values - slack * np.maximum(1, np.abs(values)))
+
+
+def mass_below(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.ndarray:
+    """Probability of all labels ranked below, and 1 - u of the label's own rank; none of the latter without u."""
+    add = np.logaddexp if log else np.add
+    ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
+    through, before = np.empty_like(ascending), np.empty_like(ascending)
+    if len(ascending) < _FEW:
+        add.accumulate(ascending, axis=1, out=through)
+    else:
+        through[:, 0] = ascending[:, 0]
+        for k in range(1, ascending.shape[1]):
+            add(through[:, k - 1], ascending[:, k], out=through[:, k])
+    before[:, 0] = -np.inf if log else 0
+    before[:, 1:] = through[:, :-1]
+    rises = ascending[:, 1:] != ascending[:, :-1]
+    if not rises.all():
+        first, last = runs(rises)
+        before, through = np.take_along_axis(before, first, axis=1), np.take_along_axis(through, last, axis=1)
+    if u is not None:
+        _weigh(before, u, log)
+        _weigh(through, 1 - u, log)
+        add(before, through, out=before)
+    return before
+
+
+def mass_of_others(ascending: np.ndarray, log: bool) -> np.ndarray:
+    """Probability of all labels but the first, (n,), float64, summed from the smallest up."""
+    add = np.logaddexp if log else np.add
+    if len(ascending) < _FEW and ascending.shape[1] > 1:
+        return add.accumulate(ascending[:, :-1].astype(float), axis=1)[:, -1]
+    total = np.full(len(ascending), -np.inf if log else 0.0)
+    for k in range(ascending.shape[1] - 1):
+        add(total, ascending[:, k], out=total)
+    return total
+
+
+def penalised(mass: np.ndarray, steps: np.ndarray, penalty: float, log: bool) -> np.ndarray:
+    """An increasing function of mass - penalty * steps, for masses in [0, 1] and whole steps.
+
+    Tiny masses lie just above a multiple of the penalty, where that difference would round them away. So the whole
+    number q of penalties and the rest above it are kept apart: -q, and a function of the rest that rises from 0 to 1
+    like its logarithm.
+    """
+    mass = mass.astype(float)
+    if penalty == 0:
+        return mass
+    q = steps.astype(float)
+    if log:
+        large = mass > np.log(penalty)
+        linear = np.exp(mass[large])
+        more = np.ceil(linear / penalty) - 1
+        q[large] -= more
+        mass = np.array(mass)
+        with np.errstate(divide="ignore"):
+            mass[large] = np.log(np.clip(linear - penalty * more, 0, penalty))
+        return 1 / (1 + np.log(penalty) - mass) - q
+    if penalty < 1:
+        more = np.maximum(np.ceil(mass / penalty) - 1, 0)
+        q -= more
+        more *= penalty
+        mass = np.clip(mass - more, 0, penalty)
+    # Read as a whole number, the bits of a positive float rise with it, and much like its logarithm.
+    return mass.view(np.int64) / np.float64(penalty).view(np.int64) - q
+
+
+def ranks_of(ascending: np.ndarray) -> np.ndarray:
+    """One more than the number of strictly larger values, for each value of the rows."""
+    n, n_classes = ascending.shape
+    ranks = np.broadcast_to(np.arange(n_classes, 0, -1), (n, n_classes))
+    rises = ascending[:, 1:] != ascending[:, :-1]
+    return ranks if rises.all() else n_classes - runs(rises)[1]
+
+
+def runs(rises: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last place of the run of equal values that each place of a row belongs to."""
+    n, n_rises = rises.shape
+    edge = np.ones((n, 1), dtype=bool)
+    places = np.arange(n_rises + 1)
+    first = np.where(np.hstack([edge, rises]), places, 0)
+    last = np.where(np.hstack([rises, edge]), places, n_rises)[:, ::-1]
+    return np.maximum.accumulate(first, axis=1), np.minimum.accumulate(last, axis=1)[:, ::-1]
+
+
+def _weigh(mass: np.ndarray, weights: np.ndarray, log: bool) -> None:
+    """Multiply the mass of each row by its weight, in place."""
+    if log:
+        with np.errstate(divide="ignore"):
+            mass += np.log(weights)[:, None]
+    else:
+        mass *= weights[:, None]
