@@ -189,3 +189,11 @@ def test_a_change_is_found_and_ties_are_not_one():
     assert not DriftMonitor().update(smoothed_p_values(np.zeros(700), random_state=0)).alarm_
     assert not monitor.reset().alarm_
     assert "0.01" in str(monitor.certificate())
+
+
+def test_the_jumper_is_mapies():
+    martingales = pytest.importorskip("mapie.exchangeability_testing.martingales")
+    p_values = np.random.default_rng(0).random(300) ** 1.5
+    mapies = martingales.OnlineMartingaleTest(task="classification", warn=False)
+    expected = [np.log(mapies.update_simple_jumper_martingale(p)) for p in p_values]
+    np.testing.assert_allclose(DriftMonitor().update(p_values).history_, expected, atol=1e-9)

@@ -5,12 +5,36 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cbdc import ConformalClassifier, LaplaceHead
+from cbdc.conformal import (
+    ConditionalConformalClassifier,
+    ConformalTriage,
+    CovariateShiftConformalClassifier,
+    LabelShiftConformalClassifier,
+    MalignancyClassifier,
+    MonteCarloConformalClassifier,
+    OnlineConformalClassifier,
+    SyntheticPoweredConformalClassifier,
+)
 
 ESTIMATORS = [
     LaplaceHead(),
     ConformalClassifier(LogisticRegression()),
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),
+    ConformalClassifier(LogisticRegression(), score="raps", guarantee="pac", repeated="one"),
+    *(
+        kind(LogisticRegression())
+        for kind in (
+            ConditionalConformalClassifier,
+            ConformalTriage,
+            CovariateShiftConformalClassifier,
+            LabelShiftConformalClassifier,
+            MalignancyClassifier,
+            MonteCarloConformalClassifier,
+            OnlineConformalClassifier,
+            SyntheticPoweredConformalClassifier,
+        )
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from .ambiguous import MonteCarloConformalClassifier, plausibilities_from_differentials
 from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
+from .conditional import ConditionalConformalClassifier
 from .covariate_shift import CovariateShiftConformalClassifier
 from .drift import DriftMonitor, smoothed_p_values
 from .hierarchical import HierarchicalConformalClassifier
@@ -23,6 +24,7 @@ __all__ = [
     "CalibrationScores",
     "Certificate",
     "Condition",
+    "ConditionalConformalClassifier",
     "ConformalClassifier",
     "ConformalOutlierDetector",
     "ConformalTriage",

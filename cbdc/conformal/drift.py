@@ -144,7 +144,7 @@ class DriftMonitor(BaseEstimator):
             self.n_seen_ += 1
             if self.betting == "jumper":
                 self._capital = (1 - _JUMP) * self._capital + _JUMP * self._capital.mean()
-                self._capital = self._capital * (1 + _BETS * (p - 0.5) * 2 * 0.99)
+                self._capital = self._capital * (1 + _BETS * (p - 0.5))
             else:
                 self._logs = self._logs + np.log(_EPSILON) + (_EPSILON - 1) * np.log(max(p, 1e-300))
                 top = self._logs.max()

@@ -1,0 +1,229 @@
+"""Coverage in many groups at once, which may overlap: every skin type, every sex, every age band."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.optimize import linprog
+
+from ..errors import ParameterError
+from ..metrics import exact_level
+from ._base import ScoringClassifier
+from ._codes import check_groups
+from .certificate import Certificate
+
+__all__ = ["ConditionalConformalClassifier"]
+
+_STEPS = 60  # halvings of the interval that holds a threshold: to the last place of a float
+_RESOLUTION = 1e-10  # of a dual variable
+
+
+class ConditionalConformalClassifier(ScoringClassifier):
+    """Prediction sets that cover in each of several groups, of which a case may belong to many.
+
+    With `ConformalClassifier` and several attributes every combination is a group, and combinations grow rare. Here
+    each value of each attribute is one, and a case has a threshold made of those it belongs to.
+
+    Parameters
+    ----------
+    estimator : classifier or None, default=None
+        As for `ConformalClassifier`.
+    score, score_params, randomized, prefit, random_state
+        As for `ConformalClassifier`.
+    confidence_level : float, default=0.9
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+    groups_ : list of str
+        Names of the groups, the first of them "all".
+    n_calibration_ : ndarray of shape (n_groups,), int
+        Calibration cases of each.
+
+    Notes
+    -----
+    **Guarantee.** Assumption: the calibration cases, with their groups, and the new one are exchangeable. Statement:
+    for every group g at once, P(y in set given that the case is of g) >= confidence_level, over the draw of both. What
+    breaks it: groups chosen after looking at the scores; a value that calibration does not have (an error); what
+    breaks any conformal guarantee. A group with too few cases has full sets for its members. Sets of different levels
+    need not be nested, since quantile regressions may cross.
+
+    The threshold is a quantile regression of the scores on membership, fitted anew with the new case at the score that
+    is tried: a linear programme, solved once for each pattern of membership. With groups that do not overlap the sets
+    are those of ``condition_on="group"``.
+
+    References
+    ----------
+    Gibbs, Cherian and Candes, *Conformal prediction with conditional guarantees*, arXiv:2305.12616.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rng = np.random.default_rng(0)
+    >>> P = rng.dirichlet(np.ones(3), 300)
+    >>> y = (P.cumsum(axis=1) < rng.random((300, 1))).sum(axis=1)
+    >>> people = pd.DataFrame({"sex": rng.choice(["f", "m"], 300), "age": rng.choice(["<50", "50+"], 300)})
+    >>> clf = ConditionalConformalClassifier().conformalize(P[:200], y[:200], people[:200])
+    >>> clf.groups_
+    ['all', 'sex=f', 'sex=m', 'age=50+', 'age=<50']
+    >>> clf.predict_set(P[200:], people[200:]).shape
+    (100, 3)
+    """
+
+    _calibrated = ("calibration_",)
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        score: str = "lac",
+        score_params: dict[str, float] | None = None,
+        confidence_level: float = 0.9,
+        randomized: bool = True,
+        prefit: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.estimator = estimator
+        self.score = score
+        self.score_params = score_params
+        self.confidence_level = confidence_level
+        self.randomized = randomized
+        self.prefit = prefit
+        self.random_state = random_state
+
+    def conformalize(self, X: ArrayLike, y: ArrayLike, groups: Any) -> "ConditionalConformalClassifier":
+        """Calibrate on cases that `fit` never saw. Scores and memberships are kept.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        groups : bool array of shape (n, n_groups), or DataFrame of shape (n, n_attributes)
+            Membership of each case; or attributes, each value of which is a group. A group of their own for missing
+            values is up to you.
+
+        Returns
+        -------
+        ConditionalConformalClassifier
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If an input is not what it should be.
+        """
+        self._prepare(X)
+        values = self._values(X)
+        scores = -self._score_labels(values, self._labels(y, len(values)))  # as nonconformity, which is low in the set
+        self._attributes = None
+        if isinstance(groups, pd.DataFrame):
+            self._attributes = {
+                str(name): np.unique(check_groups(groups[name], len(values)).astype(str)).tolist() for name in groups
+            }
+        member = self._membership(groups, len(values))
+        if self._attributes is None:
+            self.groups_ = ["all", *map(str, range(member.shape[1] - 1))]
+        else:
+            self.groups_ = ["all", *(f"{name}={value}" for name, known in self._attributes.items() for value in known)]
+        self.n_calibration_ = member.sum(axis=0).astype(int)
+        finite = scores[np.isfinite(scores)]
+        worst = (finite.max() + 1 + np.ptp(finite)) if len(finite) else 1.0
+        self.calibration_ = np.where(np.isfinite(scores), scores, worst), member
+        self._kept: dict[tuple[float, bytes], float] = {}
+        return self
+
+    def predict_set(self, X: ArrayLike, groups: Any, confidence_level: float | None = None) -> np.ndarray:
+        """Prediction sets, bool (n, n_classes).
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        groups : as in `conformalize`, for these cases
+        confidence_level : float, optional
+            Default: that of the constructor.
+        """
+        level = self._level(confidence_level)
+        values = self._values(X)
+        patterns, place = np.unique(self._membership(groups, len(values)), axis=0, return_inverse=True)
+        limits = np.array([-self._threshold(pattern, level) for pattern in patterns])
+        return self._sets(values, limits[place.ravel()][:, None])
+
+    def certificate(self, confidence_level: float | None = None) -> Certificate:
+        """What the sets promise, and the cases that each group rests on."""
+        level = self._level(confidence_level)
+        named = zip(self.groups_, self.n_calibration_.tolist())
+        counts = ", ".join(f"{name} {n}" for name, n in sorted(named, key=lambda pair: pair[1])[:12])
+        n = int(self.n_calibration_[0])
+        return Certificate(
+            f"the set holds the true class with probability at least {level:g} in each of the groups (calibration "
+            f"cases, the fewest first: {counts})",
+            (f"this case and the {n} calibration cases, with their groups, are exchangeable",),
+            ("groups chosen after looking at the scores", "another population, camera or clinic than in calibration"),
+            level,
+            n,
+        )
+
+    def _membership(self, groups: Any, n: int) -> np.ndarray:
+        """0 or 1, (n, 1 + n_groups), the first column all 1."""
+        if self._attributes is None:
+            member = np.asarray(groups)
+            expected = self.calibration_[1].shape[1] - 1 if hasattr(self, "calibration_") else None
+            if member.ndim != 2 or len(member) != n or not np.isin(member, (0, 1)).all():
+                raise ParameterError(f"groups: got {member.dtype} {member.shape}; expected bool ({n}, n_groups).")
+            if expected not in (None, member.shape[1]):
+                raise ParameterError(f"groups: got {member.shape[1]} columns; {expected} were calibrated.")
+            return np.hstack([np.ones((n, 1)), member.astype(float)])
+        if not isinstance(groups, pd.DataFrame) or list(map(str, groups)) != list(self._attributes):
+            raise ParameterError(f"groups: expected a table with the columns {list(self._attributes)}, as calibrated.")
+        columns = [np.ones(n)]
+        for name in groups:
+            values = check_groups(groups[name], n, name=str(name)).astype(str)
+            known = self._attributes[str(name)]
+            if len(unknown := np.flatnonzero(~np.isin(values, known))):
+                raise ParameterError(
+                    f"groups: case {unknown[0]} has {name}={values[unknown[0]]}, not calibrated; known are {known}."
+                )
+            columns += [(values == value).astype(float) for value in known]
+        return np.stack(columns, axis=1)
+
+    def _threshold(self, pattern: np.ndarray, level: float) -> float:
+        """Largest nonconformity in the sets of cases of this membership; infinite where calibration says too little."""
+        key = level, pattern.tobytes()
+        if key not in self._kept:
+            scores = self.calibration_[0]
+            low, high = scores.min() - 1, scores.max() + 1 + np.ptp(scores)
+            if self._dual(pattern, high, level) < float(exact_level(level)) - _RESOLUTION:
+                self._kept[key] = np.inf
+            else:  # the dual variable rises with the score that is tried, and reaches the level at the threshold
+                for _ in range(_STEPS):
+                    middle = (low + high) / 2
+                    if self._dual(pattern, middle, level) < float(exact_level(level)) - _RESOLUTION:
+                        low = middle
+                    else:
+                        high = middle
+                self._kept[key] = high
+        return self._kept[key]
+
+    def _dual(self, pattern: np.ndarray, score: float, level: float) -> float:
+        """Dual variable of the new case, were this its score, in the quantile regression of all on membership."""
+        scores, member = self.calibration_
+        quantile = float(exact_level(level))
+        rows = _independent(np.vstack([member, pattern]))
+        found = linprog(
+            -np.append(scores, score),
+            A_eq=rows.T,
+            b_eq=np.zeros(rows.shape[1]),
+            bounds=(quantile - 1, quantile),
+            method="highs",
+        )
+        return float(found.x[-1])
+
+
+def _independent(rows: np.ndarray) -> np.ndarray:
+    """Columns that span the same space, none of them a sum of others: all values of an attribute sum to "all"."""
+    kept: list[int] = []
+    for k in range(rows.shape[1]):
+        if np.linalg.matrix_rank(rows[:, [*kept, k]]) == len(kept) + 1:
+            kept.append(k)
+    return rows[:, kept]
