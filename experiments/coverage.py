@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, load_dataset, make_lesions
+from cbdc import ConformalClassifier, LesionDataset
 from cbdc import metrics as m
 from cbdc.errors import CalibrationSizeWarning
+from experiments.embedded import ham10000
 from experiments.record import write_results
 
 LEVELS = (0.8, 0.9, 0.95, 0.99)
@@ -44,37 +45,36 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="made lesions, one fit, four splits; under a minute")
     arguments = parser.parse_args()
     if arguments.quick:
-        data, arguments.fits, arguments.splits = make_lesions(900, image_size=96, random_state=0), 1, 4
+        arguments.root, arguments.fits, arguments.splits = None, 1, 4
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
-    else:
-        data = load_dataset("ham10000", arguments.root / "ham10000")
-    embeddings = ImageEmbedder(cache_dir=arguments.cache, verbose=True).fit_transform(data.images)
-    row = {name: i for i, name in enumerate(data.frame["image"])}
-    classes = np.array(data.classes)
-    group_column = "sex" if "sex" in data.frame.columns else None
+    lesions, _ = ham10000(arguments.root, arguments.cache)
     rows = []
     for fit in range(arguments.fits):
-        train, rest = data.split(sizes=(0.5, 0.5), random_state=fit)
-        chosen = [row[name] for name in train.frame["image"]]
-        head = LaplaceHead(random_state=fit).fit(embeddings[chosen], np.searchsorted(classes, train.labels))
+        train, rest = lesions.data.split(sizes=(0.5, 0.5), random_state=fit)
+        head = lesions.head(train, fit)
         for part in range(arguments.splits // arguments.fits):
             seed = 1000 * fit + part
             parts = []
             for cases in rest.split(sizes=(0.2, 0.4, 0.4), random_state=seed):
                 cases = cases.one_per(random_state=seed)
-                groups = cases.frame[group_column].fillna("unknown") if group_column else np.full(len(cases), "all")
-                known = groups.isin(["female", "male"]).to_numpy() if group_column else np.full(len(cases), True)
-                groups = np.where(known, groups, "unknown")
-                X = embeddings[[row[name] for name in cases.frame["image"]]]
-                parts.append((head.predict_proba(X), np.searchsorted(classes, cases.labels), groups))
-            rows += [{"fit": fit, "split": part, **found} for found in figures(parts, classes)]
+                E, y = lesions.of(cases)
+                parts.append((head.predict_proba(E), y, sexes(cases)))
+            rows += [{"fit": fit, "split": part, **found} for found in figures(parts, lesions.classes)]
         print(f"fit {fit}: {len(rows)} rows", flush=True)
     results = {"summary": summary(rows), "coverage_by_split": by_split(rows), "fits": arguments.fits}
     command = "python -m experiments.coverage" + (" --quick" if arguments.quick else " --root DATA")
-    write_results(arguments.out, results, command=command, data=[data])
+    write_results(arguments.out, results, command=command, data=[lesions.data])
     draw(results["summary"], arguments.figure)
     print("\n".join(tables(results).values()))
+
+
+def sexes(cases: LesionDataset) -> np.ndarray:
+    """Female, male or unknown; made lesions have none."""
+    if "sex" not in cases.frame.columns:
+        return np.full(len(cases), "all")
+    known = cases.frame["sex"].isin(["female", "male"])
+    return np.where(known, cases.frame["sex"], "unknown")
 
 
 def figures(parts: list, classes: np.ndarray) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, LesionDataset, load_dataset, make_lesions
+from cbdc import ConformalClassifier, LesionDataset, load_dataset
 from cbdc import metrics as m
 from cbdc.conformal import (
     CovariateShiftConformalClassifier,
@@ -28,6 +28,7 @@ from cbdc.conformal import (
     SyntheticPoweredConformalClassifier,
 )
 from cbdc.errors import CalibrationSizeWarning
+from experiments.embedded import Embedded, ham10000
 from experiments.record import write_results
 
 LEVEL, TIMES = 0.9, 4.0
@@ -45,52 +46,38 @@ def main() -> None:
     arguments = parser.parse_args()
     others: list[LesionDataset] = []
     if arguments.quick:
-        data, arguments.splits = make_lesions(900, image_size=96, random_state=0), 5
+        arguments.root, arguments.splits = None, 5
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
     else:
-        data = load_dataset("ham10000", arguments.root / "ham10000")
         others = [load_dataset("ph2", arguments.root / "ph2").relabel("ham10000")]
-        others.append(mapped(load_dataset("pad_ufes_20", arguments.root / "pad_ufes_20"), data))
-    embedder = ImageEmbedder(cache_dir=arguments.cache)
-    embeddings = embedder.fit_transform(data.images)
-    row = {name: i for i, name in enumerate(data.frame["image"])}
-    classes = np.array(data.classes)
-    tree = data.taxonomy
-    malignant = np.array([bool(tree.malignant(c)) for c in classes])
-    train, rest = data.split(sizes=(0.5, 0.5), random_state=0)
-    chosen = [row[name] for name in train.frame["image"]]
-    head = LaplaceHead(random_state=0).fit(embeddings[chosen], np.searchsorted(classes, train.labels))
+        others.append(mapped(load_dataset("pad_ufes_20", arguments.root / "pad_ufes_20")))
+    lesions, embedder = ham10000(arguments.root, arguments.cache)
+    train, rest = lesions.data.split(sizes=(0.5, 0.5), random_state=0)
+    head = lesions.head(train, 0)
     rows: dict[str, list] = {}
     for seed in range(arguments.splits):
-        parts = []
-        for part in rest.split(sizes=(0.5, 0.5), random_state=seed):
-            part = part.one_per(random_state=seed)
-            X = embeddings[[row[name] for name in part.frame["image"]]]
-            parts.append((head.predict_proba(X), np.searchsorted(classes, part.labels)))
-        for name, found in label_shift(parts, malignant, seed).items():
+        halves = rest.split(sizes=(0.5, 0.5), random_state=seed)
+        parts = [(head.predict_proba(E), y) for E, y in (lesions.one_per_unit(half, seed) for half in halves)]
+        for name, found in label_shift(parts, lesions.malignant, seed).items():
             rows.setdefault(name, []).append(found)
     results: dict[str, Any] = {"label_shift": {k: averaged(v) for k, v in rows.items()}, "sites": {}}
-    calibration = rest.one_per(random_state=0)
-    E = embeddings[[row[name] for name in calibration.frame["image"]]]
-    source = E, np.searchsorted(classes, calibration.labels)
+    source = lesions.one_per_unit(rest, 0)
     for other in others:
-        E_other = embedder.transform(other.images)
-        place = {name: i for i, name in enumerate(other.frame["image"])}
+        embedded = Embedded(other, embedder, like=lesions)
         rows = {}
         for seed in range(arguments.splits):
-            drawn = other.one_per(random_state=seed)
-            X = E_other[[place[name] for name in drawn.frame["image"]]]
-            for name, found in site(head, source, X, np.searchsorted(classes, drawn.labels), seed).items():
+            X, y = embedded.one_per_unit(other, seed)
+            for name, found in site(head, source, X, y, seed).items():
                 rows.setdefault(name, []).append(found)
         results["sites"][other.name] = {k: averaged(v) for k, v in rows.items()}
     command = "python -m experiments.shift" + (" --quick" if arguments.quick else " --root DATA")
-    write_results(arguments.out, results, command=command, data=[data, *others])
+    write_results(arguments.out, results, command=command, data=[lesions.data, *others])
     draw(results, arguments.figure)
     print("\n".join(tables(results).values()))
 
 
-def mapped(other: LesionDataset, data: LesionDataset) -> LesionDataset:
+def mapped(other: LesionDataset) -> LesionDataset:
     """In the words of HAM10000; squamous cell carcinoma goes with actinic keratoses, as akiec holds Bowen's disease."""
     words = {"ACK": "akiec", "SCC": "akiec", "BCC": "bcc", "SEK": "bkl", "MEL": "mel", "NEV": "nv"}
     labels = {str(label): words[str(label).upper()] for label in np.unique(other.labels)}
@@ -101,7 +88,7 @@ def label_shift(parts: list, malignant: np.ndarray, seed: int) -> dict[str, dict
     (P, y), (Q, z) = parts
     rng = np.random.default_rng(seed)
     shares = np.bincount(z, minlength=len(malignant)) / len(z)
-    target = shares * np.where(malignant, TIMES, 1.0)
+    target = shares * np.where(malignant, min(TIMES, 0.8 / shares[malignant].sum()), 1.0)  # not all of them
     target[~malignant] *= (1 - target[malignant].sum()) / target[~malignant].sum()
     picks = [
         rng.choice(np.flatnonzero(z == k), round(len(z) * float(target[k]))) for k in range(len(target)) if shares[k]

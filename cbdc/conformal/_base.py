@@ -107,8 +107,8 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
 
     def _check_conformalized(self) -> None:
-        check_is_fitted(self, "classes_")
         if not hasattr(self, self._calibrated[0]):
+            check_is_fitted(self, "classes_")
             raise NotFittedError(
                 f"This {type(self).__name__} is not calibrated: call conformalize(X, y) with cases that fit never saw."
             )

@@ -23,11 +23,12 @@ def lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:
 def mass_below(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.ndarray:
     """Probability of all labels ranked below, and 1 - u of the label's own rank; none of the latter without u."""
     add = np.logaddexp if log else np.add
-    ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
-    through, before = np.empty_like(ascending), np.empty_like(ascending)
     if len(ascending) < _FEW:
-        add.accumulate(ascending, axis=1, out=through)
+        through = add.accumulate(ascending, axis=1)
+        before = np.empty_like(through)
     else:
+        ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
+        through, before = np.empty_like(ascending), np.empty_like(ascending)
         through[:, 0] = ascending[:, 0]
         for k in range(1, ascending.shape[1]):
             add(through[:, k - 1], ascending[:, k], out=through[:, k])

@@ -19,8 +19,8 @@ from .certificate import Certificate
 from .groups import group_names, renamed, settle_small_groups
 from .pac import pac_least_n, pac_p_values, pac_rank
 from .patients import draw_one, unit_codes
-from .scores import truncated
-from .thresholds import CalibrationScores, least_n
+from .scores import score_dtype, truncated
+from .thresholds import CalibrationScores, least_n, round_up
 
 __all__ = ["ConformalClassifier"]
 
@@ -334,7 +334,7 @@ class ConformalClassifier(ScoringClassifier):
             self._warn_of_small_conditions(level)
         values = self._values(X)
         codes = self._group_codes(groups, len(values))
-        thresholds = self._limits(level)
+        thresholds = self._limits(level, score_dtype(self.score_name_, values.dtype))
         return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds)
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
@@ -516,13 +516,13 @@ class ConformalClassifier(ScoringClassifier):
             return self.calibration_.thresholds(level)
         return self.calibration_.at_ranks(self.calibration_.ranks(lambda n: self.rank(n, level)))
 
-    def _limits(self, level: float) -> np.ndarray:
-        """Thresholds by group and class; kept, since a case alone takes less time than they do."""
+    def _limits(self, level: float, dtype: np.dtype) -> np.ndarray:
+        """Thresholds by group and class, rounded up; kept, since a case alone takes less time than they do."""
         kept = self.calibration_.kept
-        if level not in kept:
-            thresholds = self._table(level)
-            kept[level] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
-        return kept[level]
+        if (level, dtype) not in kept:
+            thresholds = round_up(self._table(level), dtype)
+            kept[level, dtype] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
+        return kept[level, dtype]
 
     def _warn_of_small_conditions(self, level: float) -> None:
         message = describe_small_conditions(self, level, self._least_n(level))
