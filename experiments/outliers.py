@@ -104,7 +104,11 @@ def pictures(n: int) -> np.ndarray:
 
 
 def averaged(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} | {"splits": len(rows)}
+    """Means over the splits, and the standard error of the share of false discoveries."""
+    found = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]} | {"splits": len(rows)}
+    if "false" in found:
+        found["error"] = float(np.std([row["false"] for row in rows], ddof=1) / np.sqrt(len(rows)))
+    return found
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
