@@ -131,7 +131,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes[0].plot(e["sensitivity"], i, "o", color="C3", label="sensitivity" if i == 0 else None)
         axes[0].plot(e["specificity"], i, "s", color="C0", label="specificity" if i == 0 else None)
     axes[0].set(yticks=range(len(rules)), yticklabels=list(rules), xlim=(0, 1), title="rule-out, mean over splits")
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(rules) - 0.5, -0.5)
     axes[0].legend(loc="lower left")
     triage = {name: e for name, e in found.items() if "release" in e}
     left = np.zeros(len(triage))
