@@ -27,6 +27,11 @@ class Condition:
         Central 90% band of the coverage given the calibration cases.
     approximate : bool, default=False
         The band counts the cases of one patient by their design effect; without it the band is exact.
+
+    Examples
+    --------
+    >>> Condition(name="mel", n=99, rank=90, low=0.85, high=0.95).is_vacuous
+    False
     """
 
     name: str

@@ -78,6 +78,28 @@ def pac_rank(n: int, confidence_level: float, delta: float = 0.05, window: int |
 def pac_least_n(confidence_level: float, delta: float = 0.05, window: int | None = None) -> int:
     """Fewest calibration cases that give a finite PAC threshold.
 
+    Parameters
+    ----------
+    confidence_level : float
+    delta : float, default=0.05
+        Greatest probability, over the calibration cases, that the coverage is below the level.
+    window : int, optional
+        Number of cases whose coverage is meant; without it that of all cases to come.
+
+    Returns
+    -------
+    int
+        Without a window the smallest n for which ``confidence_level ** n <= delta``.
+
+    Raises
+    ------
+    ParameterError
+        If that takes more than 10**9 cases.
+
+    References
+    ----------
+    Vovk, *Conditional validity of inductive conformal predictors*, 2012, arXiv:1209.2673.
+
     Examples
     --------
     >>> pac_least_n(0.9), pac_least_n(0.95), pac_least_n(0.99)

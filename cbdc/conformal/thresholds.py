@@ -15,6 +15,15 @@ __all__ = ["CalibrationScores", "least_n"]
 def least_n(confidence_level: float) -> int:
     """Fewest calibration cases that give a finite threshold.
 
+    Parameters
+    ----------
+    confidence_level : float
+
+    Returns
+    -------
+    int
+        The smallest n for which ``ceil((n + 1) * confidence_level) <= n``, the level taken exactly.
+
     Examples
     --------
     >>> least_n(0.9), least_n(0.95), least_n(0.99)
