@@ -298,6 +298,7 @@ BAD = [
     (lambda P, y: LABEL().predict_set(P), "not"),
     (lambda P, y: CovariateShiftConformalClassifier().conformalize(P, y), "either target"),
     (lambda P, y: CovariateShiftConformalClassifier().conformalize(P, y, target=P[:, :2]), "shape"),
+    (lambda P, y: CovariateShiftConformalClassifier().conformalize(P, y, target=P * np.nan), "target contains NaN"),
     (lambda P, y: CovariateShiftConformalClassifier().conformalize(P, y, weights=lambda X: -X[:, 0]), "0 or more"),
     (lambda P, y: CovariateShiftConformalClassifier().conformalize(P, y, weights=lambda X: X), "one for each"),
     (lambda P, y: CovariateShiftConformalClassifier().conformalize(P, y, weights=lambda X: 0 * X[:, 0]), "all are 0"),

@@ -155,7 +155,7 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
             self._weigh = weights
             self.weights_ = check_weights(weights(_as_array(X)), len(values))
         else:
-            self.weights_ = self._fit_weights(_as_array(X), _as_array(target))
+            self.weights_ = self._fit_weights(_as_array(X), _as_array(target, "target"))
         self.calibration_ = WeightedScores.from_cases(self._score_labels(values, labels), self.weights_)
         self.effective_n_ = effective_size(self.weights_)
         least = least_n(self.confidence_level)
@@ -241,5 +241,5 @@ def _odds(proba: np.ndarray) -> np.ndarray:
     return proba[:, 1] / np.maximum(proba[:, 0], tiny**0.5)
 
 
-def _as_array(X: Any) -> np.ndarray:
-    return check_array(X, ensure_min_samples=0)
+def _as_array(X: Any, name: str = "X") -> np.ndarray:
+    return check_array(X, ensure_min_samples=0, input_name=name)
