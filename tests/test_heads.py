@@ -543,3 +543,41 @@ def test_heads_by_name():
     assert type(make_head("laplace", n_draws=8)) is HEADS["laplace"]
     with pytest.raises(ValueError, match="head='svm': no such head; there is laplace"):
         make_head("svm")
+
+
+# --- weights of classes and of groups
+
+
+def test_balanced_classes_are_classes_of_the_same_total_weight():
+    X, y = make_data(90, 4, 3)
+    total = np.bincount(y, minlength=3)
+    balanced = LaplaceHead(1.0, class_weight="balanced").fit(X, y)
+    by_hand = LaplaceHead(1.0, class_weight=dict(enumerate(30 / total))).fit(X, y)
+    np.testing.assert_allclose(balanced.predict_proba(X), by_hand.predict_proba(X), atol=1e-8)
+    weighted = LaplaceHead(1.0).fit(X, y, sample_weight=(30 / total)[y])
+    np.testing.assert_allclose(balanced.predict_proba(X), weighted.predict_proba(X), atol=1e-8)
+
+
+def test_rows_of_a_group_share_the_weight_of_one():
+    X, y = make_data(60, 4, 3)
+    repeated = np.repeat(np.arange(60), np.random.default_rng(0).integers(1, 5, 60))
+    once = LaplaceHead(1.0).fit(X, y)
+    many = LaplaceHead(1.0).fit(X[repeated], y[repeated], groups=repeated.astype(str))
+    np.testing.assert_allclose(many.predict_proba(X), once.predict_proba(X), atol=1e-6)
+
+
+def test_bad_weights_of_classes_and_groups_are_refused():
+    X, y = make_data()
+    with pytest.raises(ValueError, match=r"class_weight: \['7'\] are no classes of y; there are \[0, 1, 2\]"):
+        LaplaceHead(1.0, class_weight={7: 2.0}).fit(X, y)
+    with pytest.raises(ValueError, match="every weight has to be finite and above 0"):
+        LaplaceHead(1.0, class_weight={1: -1.0}).fit(X, y)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        LaplaceHead(1.0).fit(X, y, groups=[1, 2])
+
+
+def test_weights_of_classes_survive_a_state():
+    X, y = make_data()
+    head = LaplaceHead(1.0, class_weight={0: 2.0, 2: 0.5}).fit(X, y)
+    copy = LaplaceHead.from_state(head.get_state()[0], json.loads(json.dumps(head.get_state()[1])))
+    assert copy.get_params() == head.get_params()

@@ -1,23 +1,140 @@
-"""What every Bayesian head shares: from draws of the posterior to a predictive distribution and its uncertainty."""
+"""What every Bayesian head shares: training data checked and standardised, and from draws of the posterior to a
+predictive distribution, its uncertainty, and a state without pickle."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
 
-__all__ = ["BayesianHead"]
+from ..errors import ParameterError
+from ._softmax import row_chunks
+
+__all__ = ["BayesianHead", "Training", "padded_blocks"]
+
+_BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
+_FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
+
+
+class Training(NamedTuple):
+    """Checked training data; rows of weight zero are left out.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, n_features), float32 or float64
+        Standardised.
+    codes : ndarray of shape (n,), int
+        Column of each label.
+    weights : ndarray of shape (n,), float64
+        Above zero.
+    groups : ndarray of shape (n,), int
+        Number of each row's patient or lesion; of the row itself where no groups were given.
+    """
+
+    X: np.ndarray
+    codes: np.ndarray
+    weights: np.ndarray
+    groups: np.ndarray
 
 
 class BayesianHead(ClassifierMixin, BaseEstimator):
     """Classifier over embeddings whose predictions average a posterior.
 
-    A head fits in its own way and implements `_log_draws` and `predict_posterior`; the rest is derived here.
+    A head fits in its own way and implements `_log_draws` and `predict_posterior`; the rest is derived here. What it
+    predicts with is named in `_arrays` and `_scalars`, which also are its state in a model file.
+
+    Parameters
+    ----------
+    class_weight : {"balanced"}, dict or None, default=None
+        Factor of the weight of each class's rows; "balanced" gives all classes the same total. It tilts the
+        probabilities towards rare classes: they then are those of a population with that prevalence.
+    standardize : bool, default=False
+        Divide each feature by its own standard deviation, not all by one.
+    random_state : int, RandomState instance or None, default=None
+        None means 0.
     """
 
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "standardize": ["boolean"],
+        "random_state": ["random_state"],
+    }
+    _arrays: tuple[str, ...] = ("mean_", "scale_")
+    _scalars: tuple[str, ...] = ("n_features_in_", "dtype_", "seed_")
+
+    class_weight: str | dict | None
+    standardize: bool
+    random_state: int | np.random.RandomState | None
     classes_: np.ndarray
+    n_features_in_: int
+    mean_: np.ndarray
+    scale_: np.ndarray
+    dtype_: str
+    seed_: int
+
+    def _prepare(
+        self, E: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None
+    ) -> Training:
+        """Before fitting: checked parameters and data, the classes, the scale of the features, the seed."""
+        self._validate_params()
+        rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
+        check_classification_targets(labels)
+        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+        if groups is None:
+            units = np.arange(len(rows))
+        else:
+            check_consistent_length(rows, groups)
+            units = np.unique(np.asarray(groups), return_inverse=True)[1]
+        if not weights.all():
+            kept = weights > 0
+            rows, labels, weights, units = rows[kept], labels[kept], weights[kept], units[kept]
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y: {type(self).__name__} needs at least two classes, got one class or none: {self.classes_.tolist()}."
+            )
+        if groups is not None:
+            weights = weights / np.bincount(units)[units]
+        weights = weights * self._class_factors(codes, weights)[codes]
+        self.mean_, self.scale_ = _moments(rows, weights, each=self.standardize)
+        self.dtype_ = rows.dtype.str
+        self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
+        return Training(((rows - self.mean_) / self.scale_).astype(rows.dtype), codes, weights, units)
+
+    def _class_factors(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """Factor of the weights of each class's rows, (n_classes,)."""
+        if self.class_weight is None:
+            return np.ones(len(self.classes_))
+        if isinstance(self.class_weight, str):
+            return weights.sum() / len(self.classes_) / np.bincount(codes, weights)
+        unknown = set(self.class_weight) - set(self.classes_.tolist())
+        if unknown:
+            raise ParameterError(
+                f"class_weight: {sorted(map(str, unknown))} are no classes of y; there are {self.classes_.tolist()}."
+            )
+        factors = np.array([self.class_weight.get(name, 1.0) for name in self.classes_.tolist()], dtype=float)
+        if not (np.isfinite(factors).all() and (factors > 0).all()):
+            raise ParameterError(f"class_weight: got {self.class_weight}; every weight has to be finite and above 0.")
+        return factors
+
+    def _standardise(self, E: ArrayLike) -> np.ndarray:
+        """Rows to predict, checked, on the scale and in the precision of the training data."""
+        check_is_fitted(self)
+        X = (validate_data(self, E, dtype=self.dtype_, reset=False) - self.mean_) / self.scale_
+        far = np.flatnonzero(np.abs(X).max(axis=1, initial=0.0) > _FARTHEST)
+        if len(far):
+            raise ValueError(
+                f"E: row {far[0]} lies more than {_FARTHEST:.0e} standard deviations from the training data, too far "
+                "to compute with. Fix: check that it was embedded as the training data were."
+            )
+        return X.astype(self.dtype_)
 
     @abstractmethod
     def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
@@ -102,6 +219,64 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         blocks = [_entropy(_log_mean_exp(block)) - _entropy(block).mean(axis=1) for block in self._log_draws(E)]
         return np.maximum(np.concatenate(blocks), 0.0)
 
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The fitted head as arrays and a JSON-able dict, for a model file.
+
+        Returns
+        -------
+        arrays : dict of str to ndarray
+            Those that it predicts with.
+        document : dict
+            ``parameters``, ``classes``, ``classes_dtype``, and the scalars that the head lists as attributes.
+        """
+        check_is_fitted(self)
+        parameters = self.get_params()
+        if isinstance(parameters["random_state"], np.random.RandomState):
+            parameters["random_state"] = None
+        document = {name: getattr(self, name) for name in self._scalars} | {
+            "parameters": parameters,
+            "classes": self.classes_.tolist(),
+            "classes_dtype": self.classes_.dtype.str,
+        }
+        return {name: np.ascontiguousarray(getattr(self, name)) for name in self._arrays}, document
+
+    @classmethod
+    def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Self:
+        """The head that `get_state` wrote down; it predicts the same bits.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray
+        document : dict
+
+        Raises
+        ------
+        KeyError
+            If a part is missing.
+        """
+        classes = np.array(document["classes"], dtype=document["classes_dtype"])
+        parameters = dict(document["parameters"])
+        if isinstance(parameters.get("class_weight"), dict):  # JSON has turned the keys into text
+            given = {str(key): value for key, value in parameters["class_weight"].items()}
+            parameters["class_weight"] = {name: given[str(name)] for name in classes.tolist() if str(name) in given}
+        head = cls(**parameters)
+        head.classes_ = classes
+        for name in cls._arrays:
+            setattr(head, name, arrays[name])
+        for name in cls._scalars:
+            setattr(head, name, document[name])
+        return head
+
+
+def padded_blocks(X: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of a fixed number of rows, the last filled up with zeros, and how many rows of each are real."""
+    for start in range(0, len(X), _BLOCK):
+        block = X[start : start + _BLOCK]
+        n_rows = len(block)
+        if n_rows < _BLOCK:
+            block = np.concatenate([block, np.zeros((_BLOCK - n_rows, X.shape[1]), dtype=X.dtype)])
+        yield block, n_rows
+
 
 def _log_mean_exp(log_proba: np.ndarray) -> np.ndarray:
     return logsumexp(log_proba, axis=1) - np.log(log_proba.shape[1])
@@ -109,3 +284,18 @@ def _log_mean_exp(log_proba: np.ndarray) -> np.ndarray:
 
 def _entropy(log_proba: np.ndarray) -> np.ndarray:
     return -np.sum(np.exp(log_proba) * log_proba, axis=-1)
+
+
+def _moments(E: np.ndarray, weights: np.ndarray, *, each: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and standard deviation of the features, float64; the latter of each, or pooled over all.
+
+    Features that are constant up to rounding get the scale 1.
+    """
+    chunks = list(row_chunks(*E.shape))
+    mean = sum(weights[rows] @ E[rows].astype(float) for rows in chunks) / weights.sum()
+    variance = sum(weights[rows] @ (E[rows] - mean) ** 2 for rows in chunks) / weights.sum()
+    constant = np.sqrt(variance) <= 10 * np.finfo(E.dtype).eps * np.abs(mean)
+    if each:
+        return mean, np.where(constant, 1.0, np.sqrt(variance))
+    pooled = 1.0 if constant.all() else np.sqrt(variance[~constant].mean())
+    return mean, np.full(len(mean), pooled)

@@ -12,27 +12,22 @@ from scipy.special import log_softmax
 from scipy.stats import norm, qmc
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from ._base import BayesianHead
+from ._base import BayesianHead, padded_blocks
 from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
-from ._softmax import SoftmaxProblem, contrasts, find_mode, row_chunks
+from ._softmax import SoftmaxProblem, contrasts, find_mode
 
 __all__ = ["LaplaceHead"]
 
 _INTERCEPT_PRECISION = 1e-2  # a standard deviation of 10 in log-odds: weak, yet proper when the classes separate
 _FULL_LIMIT = 1000  # parameters up to which covariance="auto" keeps the full matrix
 _CORRECTION_POINTS = 64
-_BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
-_FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
 
-_ARRAYS = ("mean_", "scale_", "components_", "mode_", "posterior_mean_", "normal_points_")
 _POSTERIORS: dict[str, tuple[type[GaussianPosterior], tuple[str, ...]]] = {
     "full": (FullPosterior, ("posterior_factor",)),
     "kronecker": (KroneckerPosterior, ("posterior_precision", "class_axes")),
 }
-_SCALARS = ("n_features_in_", "prior_precision_", "log_marginal_likelihood_", "n_iter_", "covariance_", "seed_")
 
 
 class LaplaceHead(BayesianHead):
@@ -55,6 +50,9 @@ class LaplaceHead(BayesianHead):
     standardize : bool, default=False
         Divide each feature by its own standard deviation. By default all are divided by one, since in an embedding
         the spread of a feature tells its importance. True for features of different units.
+    class_weight : {"balanced"}, dict or None, default=None
+        Factor of the weight of each class's rows; "balanced" gives all classes the same total. It tilts the
+        probabilities towards rare classes: they then are those of a population with that prevalence.
     n_draws : int, default=256
         Points of the quasi-Monte Carlo average over the logits.
     max_iter : int, default=100
@@ -95,7 +93,7 @@ class LaplaceHead(BayesianHead):
     -----
     A row's prediction does not depend on the other rows of the call, bit for bit. Predicting reads arrays only, so any
     number of threads may share a head. Images of one lesion are not independent and make the evidence count too much
-    data; `sample_weight` can discount them.
+    data; `groups` or `sample_weight` can discount them.
 
     The probabilities are those of the model. They carry no guarantee: that is the conformal wrapper's job.
 
@@ -122,15 +120,16 @@ class LaplaceHead(BayesianHead):
     True
     """
 
+    _arrays = (*BayesianHead._arrays, "components_", "mode_", "posterior_mean_", "normal_points_")
+    _scalars = (*BayesianHead._scalars, "prior_precision_", "log_marginal_likelihood_", "n_iter_", "covariance_")
     _parameter_constraints: dict = {  # noqa: RUF012
+        **BayesianHead._parameter_constraints,
         "prior_precision": [StrOptions({"evidence"}), Interval(Real, 0, None, closed="neither")],
         "covariance": [StrOptions({"auto", *_POSTERIORS})],
         "mean_correction": ["boolean"],
-        "standardize": ["boolean"],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="neither")],
-        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -140,6 +139,7 @@ class LaplaceHead(BayesianHead):
         covariance: str = "auto",
         mean_correction: bool = True,
         standardize: bool = False,
+        class_weight: str | dict | None = None,
         n_draws: int = 256,
         max_iter: int = 100,
         tol: float = 1e-4,
@@ -149,12 +149,19 @@ class LaplaceHead(BayesianHead):
         self.covariance = covariance
         self.mean_correction = mean_correction
         self.standardize = standardize
+        self.class_weight = class_weight
         self.n_draws = n_draws
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
 
-    def fit(self, E: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LaplaceHead":
+    def fit(
+        self,
+        E: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> "LaplaceHead":
         """Fit the posterior and, unless it is given, the prior precision.
 
         Parameters
@@ -165,6 +172,8 @@ class LaplaceHead(BayesianHead):
             Labels: str, int or bool.
         sample_weight : array-like of shape (n,), optional
             A row of weight 2 counts as two rows, one of weight 0 as none.
+        groups : array-like of shape (n,), optional
+            Patient or lesion of each row: the rows of one share the weight of a row.
 
         Returns
         -------
@@ -176,24 +185,11 @@ class LaplaceHead(BayesianHead):
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
         """
-        self._validate_params()
-        rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
-        check_classification_targets(labels)
-        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
-        if not weights.all():
-            rows, labels, weights = rows[weights > 0], labels[weights > 0], weights[weights > 0]
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"y: LaplaceHead needs at least two classes, got one class or none: {self.classes_.tolist()}."
-            )
-        self.mean_, self.scale_ = _moments(rows, weights, each=self.standardize)
-        X = ((rows - self.mean_) / self.scale_).astype(rows.dtype)
+        X, codes, weights, _ = self._prepare(E, y, sample_weight, groups)
         self.components_, energy = _principal_axes(X, weights)
         Z = np.column_stack([X @ self.components_, np.ones(len(X), dtype=X.dtype)])
         problem = SoftmaxProblem(Z, codes, weights, np.append(energy, weights.sum()), len(self.classes_))
         self._fit_posterior(problem)
-        self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
         self.normal_points_ = _normal_points(self.n_draws, len(self.classes_) - 1, self.seed_)
         return self
 
@@ -284,12 +280,8 @@ class LaplaceHead(BayesianHead):
     def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
         X = self._standardise(E)
         B = contrasts(len(self.classes_))
-        for start in range(0, len(X), _BLOCK):
-            block = X[start : start + _BLOCK]
-            n_rows = len(block)
-            if n_rows < _BLOCK:
-                block = np.concatenate([block, np.zeros((_BLOCK - n_rows, X.shape[1]), dtype=X.dtype)])
-            Z = np.column_stack([block @ self.components_, np.ones(_BLOCK)])
+        for block, n_rows in padded_blocks(X):
+            Z = np.column_stack([block @ self.components_, np.ones(len(block))])
             # directions that training never showed keep their prior variance
             unseen = np.sum(block.astype(float) ** 2, axis=1) - np.sum(Z[:, :-1] ** 2, axis=1)
             factor = self.posterior_.logit_factor(Z, np.maximum(unseen, 0.0) / self.prior_precision_)
@@ -297,63 +289,14 @@ class LaplaceHead(BayesianHead):
             draws = mean[:n_rows, None] + self.normal_points_ @ factor[:n_rows].transpose(0, 2, 1)
             yield log_softmax(draws, axis=2)
 
-    def _standardise(self, E: ArrayLike) -> np.ndarray:
-        check_is_fitted(self)
-        dtype = self.components_.dtype
-        X = (validate_data(self, E, dtype=dtype, reset=False) - self.mean_) / self.scale_
-        far = np.flatnonzero(np.abs(X).max(axis=1, initial=0.0) > _FARTHEST)
-        if len(far):
-            raise ValueError(
-                f"E: row {far[0]} lies more than {_FARTHEST:.0e} standard deviations from the training data, too far "
-                "to compute with. Fix: check that it was embedded as the training data were."
-            )
-        return X.astype(dtype)
-
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The fitted head as arrays and a JSON-able dict, for a model file.
-
-        Returns
-        -------
-        arrays : dict of str to ndarray
-            ``mean_``, ``scale_``, ``components_``, ``mode_``, ``posterior_mean_``, ``normal_points_``, and the
-            posterior's: ``posterior_factor``, or ``posterior_precision`` and ``class_axes``.
-        document : dict
-            ``parameters``, ``classes``, ``classes_dtype``, and the scalars that `LaplaceHead` lists as attributes.
-        """
-        check_is_fitted(self)
+        arrays, document = super().get_state()
         _, names = _POSTERIORS[self.covariance_]
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        arrays |= {name: getattr(self.posterior_, name) for name in names}
-        parameters = self.get_params()
-        if isinstance(parameters["random_state"], np.random.RandomState):
-            parameters["random_state"] = None
-        document = {name: getattr(self, name) for name in _SCALARS} | {
-            "parameters": parameters,
-            "classes": self.classes_.tolist(),
-            "classes_dtype": self.classes_.dtype.str,
-        }
-        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, document
+        return arrays | {name: np.ascontiguousarray(getattr(self.posterior_, name)) for name in names}, document
 
     @classmethod
     def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> "LaplaceHead":
-        """The head that `get_state` wrote down; it predicts the same bits.
-
-        Parameters
-        ----------
-        arrays : dict of str to ndarray
-        document : dict
-
-        Raises
-        ------
-        KeyError
-            If a part is missing.
-        """
-        head = cls(**document["parameters"])
-        for name in _ARRAYS:
-            setattr(head, name, arrays[name])
-        for name in _SCALARS:
-            setattr(head, name, document[name])
-        head.classes_ = np.array(document["classes"], dtype=document["classes_dtype"])
+        head = super().from_state(arrays, document)
         kind, names = _POSTERIORS[head.covariance_]
         head.posterior_ = kind(*[arrays[name] for name in names])
         return head
@@ -362,21 +305,6 @@ class LaplaceHead(BayesianHead):
 def _prior(precision: float, p: int) -> np.ndarray:
     """Prior precision of each row of parameters, (p, 1); the last is the intercept's."""
     return np.append(np.full(p - 1, precision), _INTERCEPT_PRECISION)[:, None]
-
-
-def _moments(E: np.ndarray, weights: np.ndarray, *, each: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted mean and standard deviation of the features, float64; the latter of each, or pooled over all.
-
-    Features that are constant up to rounding get the scale 1.
-    """
-    chunks = list(row_chunks(*E.shape))
-    mean = sum(weights[rows] @ E[rows].astype(float) for rows in chunks) / weights.sum()
-    variance = sum(weights[rows] @ (E[rows] - mean) ** 2 for rows in chunks) / weights.sum()
-    constant = np.sqrt(variance) <= 10 * np.finfo(E.dtype).eps * np.abs(mean)
-    if each:
-        return mean, np.where(constant, 1.0, np.sqrt(variance))
-    pooled = 1.0 if constant.all() else np.sqrt(variance[~constant].mean())
-    return mean, np.full(len(mean), pooled)
 
 
 def _principal_axes(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
