@@ -1,8 +1,9 @@
 """What the conformal estimators of this room share: a classifier, and the conformity scores of its probabilities."""
 
+import functools
 from collections.abc import Iterator
 from numbers import Real
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,8 +21,8 @@ from .thresholds import round_up
 
 __all__ = ["ProbabilityClassifier", "ScoringClassifier"]
 
-# Cells scored at once: few enough for what a ranked score makes on the way to stay in the cache
-_CELLS_RANKED, _CELLS = 2**15, 2**19
+# Cells scored at once: few enough for these, and what a ranked score makes on the way, to stay in the cache
+_CELLS_RANKED, _CELLS = 2**15, 2**17
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -91,6 +92,11 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
     def _check_parameters(self) -> None:
         self._validate_params()
 
+    @classmethod
+    @functools.cache  # reading the signature anew takes longer than calibrating on a thousand cases
+    def _get_param_names(cls) -> list[str]:
+        return super()._get_param_names()
+
     def _forget(self) -> None:
         """Drop what a calibration left."""
         for name in self._calibrated:
@@ -129,9 +135,9 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
 
     def _values(self, X: ArrayLike) -> np.ndarray:
         """Probabilities, or logarithms of them, checked: (n, n_classes)."""
+        if self._is_plain(X):
+            return check_probabilities(X, "X")  # validate_data would find nothing, and take most of the time
         if self.estimator_ is None:
-            if isinstance(X, np.ndarray) and self._is_plain(X):
-                return check_probabilities(X, "X")  # validate_data would find nothing, and take most of the time
             X = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False, reset=False)
             return check_probabilities(X, "X")
         if not self._log:
@@ -150,8 +156,9 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
         """Column of each label, (n,)."""
         return check_codes(y, n, len(self.classes_)) if self.estimator_ is None else label_codes(y, self.classes_, n)
 
-    def _is_plain(self, X: np.ndarray) -> bool:
-        plain = type(X) is np.ndarray and X.dtype in _FLOATS and X.ndim == 2 and len(X) > 0
+    def _is_plain(self, X: Any) -> TypeGuard[np.ndarray]:
+        """Whether X is the matrix of probabilities itself, so far as its type and shape can tell."""
+        plain = self.estimator_ is None and type(X) is np.ndarray and X.dtype in _FLOATS and X.ndim == 2 and len(X) > 0
         return plain and X.shape[1] == self.n_features_in_ and not hasattr(self, "feature_names_in_")
 
 
@@ -258,13 +265,20 @@ class ScoringClassifier(ProbabilityClassifier):
         found = [score_all(values=values[rows], **self._scoring) for rows in blocks]
         return np.concatenate(found) if found else np.empty(values.shape)
 
-    def _sets(self, values: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        """Labels whose score is at least its limit, bool (n, n_classes); limits of shape (1 or n, 1 or n_classes)."""
+    def _sets(self, values: np.ndarray, limits: np.ndarray, *, check: bool = False) -> np.ndarray:
+        """Labels whose score is at least its limit, bool (n, n_classes); limits of shape (1 or n, 1 or n_classes).
+
+        With `check` the values are checked on the way: they are read from memory once.
+        """
         limits = round_up(limits, score_dtype(self.score_name_, values.dtype))
         if values.size <= _CELLS_RANKED:
+            if check:
+                check_probabilities(values, "X")
             return sets_from(values=values, limits=limits, **self._scoring)
         sets = np.empty(values.shape, dtype=bool)
         for rows in self._blocks(*values.shape):
+            if check:
+                check_probabilities(values[rows], "X", first_row=rows.start)
             sets[rows] = sets_from(
                 values=values[rows], limits=limits[rows] if len(limits) > 1 else limits, **self._scoring
             )

@@ -1,5 +1,7 @@
 """Arithmetic on rows of probabilities, or their logarithms, in ascending order."""
 
+import functools
+
 import numpy as np
 
 # Calibration scores are lowered by a last place of float32, so that what differs by less counts as tied, and a tie
@@ -83,6 +85,24 @@ def penalised(mass: np.ndarray, steps: np.ndarray, penalty: float, log: bool) ->
         mass = np.clip(mass - more, 0, penalty)
     # Read as a whole number, the bits of a positive float rise with it, and much like its logarithm.
     return mass.view(np.int64) / np.float64(penalty).view(np.int64) - q
+
+
+@functools.lru_cache(maxsize=256)
+def least_masses(limit: float, n_classes: int, k_reg: int, penalty: float, dtype: str) -> np.ndarray:
+    """Least mass of the dtype whose `penalised` value reaches the limit, for each rank from the last up, (n_classes,).
+
+    Comparing masses with these is comparing the penalised values with the limit, to the bit, and much quicker. They are
+    found by bisection: positive floats are in the order of their bits.
+    """
+    steps = np.maximum(np.arange(n_classes, 0, -1) - k_reg, 0)
+    whole = np.dtype(dtype.replace("f", "i"))
+    low = np.full(n_classes, -1, dtype=np.int64)
+    high = np.full(n_classes, np.array(2, dtype).view(whole), dtype=np.int64)  # no mass is as large
+    for _ in range(8 * whole.itemsize):
+        middle = (low + high) // 2
+        reached = penalised(np.maximum(middle, 0).astype(whole).view(dtype), steps, penalty, log=False) >= limit
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return high.astype(whole).view(dtype)
 
 
 def ranks_of(ascending: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import CalibrationSizeWarning, ParameterError
-from ..metrics import conformal_rank
+from ..metrics import check_probabilities, conformal_rank
 from ._base import ScoringClassifier
 from ._codes import group_codes
 from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
@@ -332,10 +332,11 @@ class ConformalClassifier(ScoringClassifier):
         level = self._level(confidence_level)
         if level != self.confidence_level:
             self._warn_of_small_conditions(level)
-        values = self._values(X)
-        codes = self._group_codes(groups, len(values))
+        plain = self._is_plain(X)
+        values = np.asarray(X if plain else self._values(X))
         thresholds = self._limits(level, score_dtype(self.score_name_, values.dtype))
-        return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds)
+        codes = self._group_codes(groups, len(values))
+        return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds, check=plain)
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
         """Conformal p-value of every label: the share of calibration cases, the new one too, that conform no better.
@@ -484,9 +485,11 @@ class ConformalClassifier(ScoringClassifier):
     def _score_all(self, values: np.ndarray) -> np.ndarray:
         return self._truncated(super()._score_all(values), values, None)
 
-    def _sets(self, values: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    def _sets(self, values: np.ndarray, limits: np.ndarray, *, check: bool = False) -> np.ndarray:
         if self.rank_limits_ is None:
-            return super()._sets(values, limits)
+            return super()._sets(values, limits, check=check)
+        if check:
+            check_probabilities(values, "X")
         sets = np.empty(values.shape, dtype=bool)
         for rows in self._blocks(*values.shape):
             sets[rows] = self._score_all(values[rows]) >= (limits[rows] if len(limits) > 1 else limits)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ParameterError
-from ._rows import TIE, lowered, mass_below, mass_of_others, penalised, ranks_of
+from ._rows import TIE, least_masses, lowered, mass_below, mass_of_others, penalised, ranks_of
 
 __all__ = [
     "SCORES",
@@ -146,8 +146,7 @@ def raps(
     >>> raps(np.array([[0.125, 0.25, 0.625]]), penalty=0.5, k_reg=1).round(3)
     array([[-2.   , -0.002,  1.   ]])
     """
-    mass = lowered(mass_below(ascending, u, log), slack, log)
-    return penalised(mass, np.maximum(ranks_of(ascending) - k_reg, 0), penalty, log)
+    return _penalise_raps(aps(ascending, u=u, log=log, slack=slack), ranks_of(ascending), log, penalty, k_reg)
 
 
 def saps(
@@ -436,10 +435,14 @@ def score_labels(
     own = values[rows, labels]
     slack = TIE if calibration else 0.0
     if not SCORES[name].ranked:
-        return SCORES[name].function(own.astype(float) if calibration else own, log=log, slack=slack, **params or {})
+        return SCORES[name].function(own, log=log, slack=slack, **params or {})
     ascending = np.sort(values, axis=1)
-    scores = _score_ranked(name, ascending, log, seed, params, slack)
-    return scores[rows, np.sum(ascending < own[:, None], axis=1)]
+    place = rows, np.sum(ascending < own[:, None], axis=1)
+    if name == "raps":  # penalises one label a row, not all
+        ranks = ranks_of(ascending)[place]
+        mass = _score_ranked("aps", ascending, log, seed, None, slack)[place]
+        return _penalise_raps(mass, ranks, log, **params or SCORES[name].defaults)
+    return _score_ranked(name, ascending, log, seed, params, slack)[place]
 
 
 def sets_from(
@@ -459,7 +462,10 @@ def sets_from(
         return score_all(name, values, log=log, seed=seed, params=params) >= limits
     # With one limit a row, the labels in the set are those at least as probable as the least probable one in it.
     ascending = np.sort(values, axis=1)
-    outside = np.sum(_score_ranked(name, ascending, log, seed, params) < limits, axis=1)
+    if name == "raps" and limits.size == 1 and not log:
+        outside = _outside_raps(ascending, float(limits[0, 0]), seed, **params or SCORES[name].defaults)
+    else:
+        outside = np.sum(_score_ranked(name, ascending, log, seed, params) < limits, axis=1)
     last = values.shape[1] - 1
     least = np.where(outside > last, np.inf, ascending[np.arange(len(values)), np.minimum(outside, last)])
     return values >= least.astype(values.dtype)[:, None]
@@ -485,6 +491,20 @@ def truncated(scores: np.ndarray, values: np.ndarray, labels: np.ndarray | None,
     ranks = np.empty(values.shape, dtype=np.intp)
     np.put_along_axis(ranks, order, ranks_of(np.take_along_axis(values, order, axis=1)), axis=1)
     return np.where(ranks <= limits, scores, -np.inf)
+
+
+def _penalise_raps(mass: np.ndarray, ranks: np.ndarray, log: bool, penalty: float, k_reg: int) -> np.ndarray:
+    return penalised(mass, np.maximum(ranks - k_reg, 0), penalty, log)
+
+
+def _outside_raps(ascending: np.ndarray, limit: float, seed: int | None, penalty: float, k_reg: int) -> np.ndarray:
+    """Number of labels of each row whose `raps` is below the limit, (n,)."""
+    u = None if seed is None else content_uniform(ascending, seed).astype(ascending.dtype)
+    n_classes = ascending.shape[1]
+    least = least_masses(limit, n_classes, k_reg, penalty, ascending.dtype.str)
+    if not (ascending[:, 1:] != ascending[:, :-1]).all():  # with ties each row has ranks of its own
+        least = least[n_classes - ranks_of(ascending)]
+    return np.sum(mass_below(ascending, u, log=False) < least, axis=1)
 
 
 def _score_ranked(

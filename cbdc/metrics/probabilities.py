@@ -1,7 +1,7 @@
 """Probabilities against the truth: proper scores, ranking, and what is gained by deferring the doubtful."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,11 @@ __all__ = [
     "risk_coverage_curve",
 ]
 
-_CHUNK = 2**16  # cells
+_CHUNK = 2**17  # cells: what is read twice is still in the cache
 _SUM_TOLERANCE = 1e-4  # a float32 softmax over thousands of classes stays well within it
 
 
-def check_probabilities(proba: ArrayLike, name: str = "proba") -> np.ndarray:
+def check_probabilities(proba: ArrayLike, name: str = "proba", *, first_row: int = 0) -> np.ndarray:
     """The probabilities as a float array (n, n_classes), float32 kept, or an error that names the row.
 
     Parameters
@@ -32,6 +32,8 @@ def check_probabilities(proba: ArrayLike, name: str = "proba") -> np.ndarray:
     proba : array-like of shape (n, n_classes)
     name : str, default="proba"
         What the message calls them.
+    first_row : int, default=0
+        Number of the first row, in the message.
 
     Raises
     ------
@@ -54,24 +56,30 @@ def check_probabilities(proba: ArrayLike, name: str = "proba") -> np.ndarray:
             proba = proba.astype(float)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: got {proba.dtype}; expected numbers.") from None
-    sums, least, ones = np.empty(len(proba), dtype=proba.dtype), 0.0, np.ones(proba.shape[1], dtype=proba.dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, len(proba), step := max(1, _CHUNK // proba.shape[1])):  # read once, from the cache twice
-            rows = proba[start : start + step]
-            np.matmul(rows, ones, out=sums[start : start + step])  # several times quicker than sum
-            least = min(least, rows.min())
-    if not np.isfinite(sums).all():
-        row = np.flatnonzero(~np.isfinite(sums))[0]
-        raise ValueError(f"{name}: row {row} holds NaN or infinity; leave such a case out, or mend its model.")
-    if least < 0:
-        row, column = np.argwhere(proba < 0)[0]
-        raise ValueError(f"{name}: row {row} holds {proba[row, column]:g}; a probability is not negative.")
-    if len(wrong := np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)):
-        row = wrong[0]
-        raise ValueError(
-            f"{name}: row {row} sums to {sums[row]:.6g}; expected 1. Give softmax probabilities, not logits."
-        )
+    ones, step = np.ones(proba.shape[1], dtype=proba.dtype), max(1, _CHUNK // proba.shape[1])
+    for start in range(0, len(proba), step):
+        rows = proba[start : start + step]
+        with np.errstate(invalid="ignore", over="ignore"):
+            errors = np.matmul(rows, ones)  # several times quicker than sum
+            errors -= 1
+            if not (rows.min() >= 0 and np.abs(errors, out=errors).max() <= _SUM_TOLERANCE):  # nor are they NaN
+                _refuse(rows, first_row + start, name)
     return proba
+
+
+def _refuse(rows: np.ndarray, start: int, name: str) -> NoReturn:
+    sums = np.matmul(rows, np.ones(rows.shape[1], dtype=rows.dtype))
+    if len(wrong := np.flatnonzero(~np.isfinite(sums))):
+        raise ValueError(
+            f"{name}: row {start + wrong[0]} holds NaN or infinity; leave such a case out, or mend its model."
+        )
+    if len(cells := np.argwhere(rows < 0)):
+        row, column = cells[0]
+        raise ValueError(f"{name}: row {start + row} holds {rows[row, column]:g}; a probability is not negative.")
+    row = np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)[0]
+    raise ValueError(
+        f"{name}: row {start + row} sums to {sums[row]:.6g}; expected 1. Give softmax probabilities, not logits."
+    )
 
 
 def check_codes(y: ArrayLike, n: int, n_classes: int) -> np.ndarray:
