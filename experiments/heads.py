@@ -1,0 +1,267 @@
+"""Claim: the default head is as good as any other of the library, as tuned logistic regression, as a temperature-scaled
+softmax and as laplace-torch's last layer, and as quick to fit as logistic regression.
+
+HAM10000, PH2 and PAD-UFES-20 on frozen EfficientNet-Lite0 embeddings, each split 60/20/20 by lesion or patient,
+`--splits` times. Every model is fitted on the first part with its defaults; sets are class-conditional at 0.9,
+calibrated on one image of each unit of the second; the figures are those of the third. Out of distribution: photographs
+of PAD-UFES-20 against the test images of HAM10000, told apart by the entropy of the prediction and, where there is a
+posterior, by the mutual information. Cells that the results file holds already are not computed again.
+
+    python -m experiments.heads --root DATA --cache .cache
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupShuffleSplit, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, LesionDataset, load_dataset, make_lesions
+from cbdc import metrics as m
+from cbdc.heads import HEADS, TemperatureScaling, make_head
+from experiments.embedded import Embedded
+from experiments.record import write_results
+
+LEVEL = 0.9
+DATA = ("ham10000", "ph2", "pad_ufes_20")
+PENALTIES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, help="folder that holds the data sets")
+    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
+    parser.add_argument("--out", type=Path, default=Path("experiments/results/heads.json"))
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--quick", action="store_true", help="made lesions, one split, the quick models")
+    arguments = parser.parse_args()
+    if not arguments.quick and arguments.root is None:
+        parser.error("--root is needed (or --quick)")
+    embedder = ImageEmbedder(cache_dir=arguments.cache)
+    if arguments.quick:
+        arguments.splits, arguments.models = 1, ["laplace", "logistic", "temperature"]
+        sets = {"made": make_lesions(400, image_size=96, random_state=0)}
+    else:
+        sets = {name: load_dataset(name, arguments.root / name) for name in DATA}
+    embedded = {name: Embedded(data, embedder) for name, data in sets.items()}
+    cells: dict[str, Any] = {}
+    if arguments.out.exists() and not arguments.quick:
+        cells = json.loads(arguments.out.read_text(encoding="utf-8"))["cells"]
+    command = "python -m experiments.heads" + (" --quick" if arguments.quick else " --root DATA")
+    for name, data in embedded.items():
+        for split in range(arguments.splits):
+            parts = data.data.split(random_state=split)
+            for model in arguments.models:
+                key = f"{name}, {model}, {split}"
+                if key not in cells:
+                    cells[key] = figures(model, data, parts, split, embedded.get("pad_ufes_20"))
+                    print(key, json.dumps(cells[key]), flush=True)
+                    results = {"cells": cells, "summary": summary(cells)}
+                    write_results(arguments.out, results, command=command, data=sets.values())
+    for page, table in tables({"summary": summary(cells)}).items():
+        print(f"{page}\n\n{table}\n")
+
+
+def figures(
+    name: str, data: Embedded, parts: tuple[LesionDataset, ...], seed: int, elsewhere: Embedded | None
+) -> dict[str, float]:
+    (E, y), (E_test, y_test) = data.of(parts[0]), data.of(parts[2])
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of chains and iterations: the figures tell
+        model = MODELS[name](E, y, parts[0].groups(), seed)
+    fitted = time.process_time()
+    proba = model.predict_proba(E_test)
+    predicted = time.process_time()
+    floor = m.ece_noise_floor(proba, random_state=seed)[0]
+    ece = m.expected_calibration_error(proba, y_test)
+    conformal = ConformalClassifier(model, prefit=True, condition_on="class", confidence_level=LEVEL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # classes too small for a threshold: their sets hold them always
+        sets = conformal.conformalize(*data.one_per_unit(parts[1], seed)).predict_set(E_test)
+    found = {
+        "accuracy": np.mean(proba.argmax(axis=1) == y_test),
+        "nll": m.negative_log_likelihood(proba, y_test),
+        "brier": m.brier_score(proba, y_test),
+        "ece": ece,
+        "ece_over_floor": ece - floor,
+        "aurc": m.aurc(proba, y_test),
+        "set_size": sets.sum(axis=1).mean(),
+        "fit_seconds": fitted - start,
+        "predict_ms": (predicted - fitted) / len(E_test) * 1e3,
+    }
+    if data.data.name == "ham10000" and elsewhere is not None:
+        found |= {f"ood_{key}": value for key, value in ood(model, E_test, elsewhere.embeddings).items()}
+    return {key: float(value) for key, value in found.items()}
+
+
+def ood(model: Any, inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    """AUROC of telling the images outside from those inside by a measure of uncertainty."""
+    is_outside = np.repeat([0, 1], [len(inside), len(outside)])
+
+    def told_by(measure: Callable[[np.ndarray], np.ndarray]) -> float:
+        value = np.concatenate([measure(inside), measure(outside)])
+        return m.auroc(np.stack([-value, value], axis=1), is_outside)
+
+    def entropy(E: np.ndarray) -> np.ndarray:
+        proba = model.predict_proba(E)
+        return -np.sum(proba * np.log(np.maximum(proba, 1e-300)), axis=1)
+
+    found = {"entropy": told_by(entropy)}
+    if hasattr(model, "mutual_information"):
+        found["information"] = told_by(model.mutual_information)
+    return found
+
+
+# --- the models: functions of embeddings, labels, groups and seed
+
+
+def head(kind: str) -> Callable[..., Any]:
+    return lambda E, y, groups, seed: make_head(kind, random_state=seed).fit(E, y)
+
+
+def logistic(E: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Any:
+    """Logistic regression, its C chosen by likelihood over folds that keep lesions together."""
+    one_scale = float(np.sqrt(E.var(axis=0).mean()))
+    search = GridSearchCV(
+        make_pipeline(FunctionTransformer(lambda E: E / one_scale), LogisticRegression(max_iter=500)),
+        {"logisticregression__C": PENALTIES},
+        scoring="neg_log_loss",
+        cv=StratifiedGroupKFold(3, shuffle=True, random_state=seed),
+    )
+    return search.fit(E, y, groups=groups)
+
+
+def temperature(E: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Any:
+    """Weakly penalised softmax regression, its temperature from a fifth of the training lesions."""
+    fit, held_out = next(GroupShuffleSplit(1, test_size=0.2, random_state=seed).split(E, y, groups))
+    one_scale = float(np.sqrt(E.var(axis=0).mean()))
+    model = make_pipeline(FunctionTransformer(lambda E: E / one_scale), LogisticRegression(C=1e-2, max_iter=500))
+    return TemperatureScaling(model.fit(E[fit], y[fit]), prefit=True).calibrate(E[held_out], y[held_out])
+
+
+class LaplaceTorch(ClassifierMixin, BaseEstimator):
+    """laplace-torch over the mode of `LaplaceHead`: Kronecker factors, its prior precision from the evidence."""
+
+    def fit(self, E: np.ndarray, y: np.ndarray) -> "LaplaceTorch":
+        import torch
+        from laplace import Laplace
+        from torch.utils.data import DataLoader, TensorDataset
+
+        start = LaplaceHead().fit(E, y)
+        self.classes_, self.mean_, self.scale_ = start.classes_, start.mean_, start.scale_
+        linear = torch.nn.Linear(E.shape[1], len(self.classes_))
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(start.coef_ * self.scale_))
+            linear.bias.copy_(torch.from_numpy(start.intercept_ + start.coef_ @ self.mean_))
+        rows = TensorDataset(self._scaled(E), torch.from_numpy(np.searchsorted(self.classes_, y)))
+        self.model_ = Laplace(
+            torch.nn.Sequential(linear), "classification", subset_of_weights="all", hessian_structure="kron"
+        )
+        self.model_.fit(DataLoader(rows, batch_size=512))
+        self.model_.optimize_prior_precision(method="marglik")
+        return self
+
+    def predict_proba(self, E: np.ndarray) -> np.ndarray:
+        proba = self.model_(self._scaled(E), link_approx="probit").detach().numpy().astype(float)
+        return proba / proba.sum(axis=1, keepdims=True)
+
+    def _scaled(self, E: np.ndarray) -> Any:
+        import torch
+
+        return torch.from_numpy(((E - self.mean_) / self.scale_).astype(np.float32))
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    **{kind: head(kind) for kind in HEADS},
+    "logistic": logistic,
+    "temperature": temperature,
+}
+if importlib.util.find_spec("laplace"):
+    MODELS["laplace_torch"] = lambda E, y, groups, seed: LaplaceTorch().fit(E, y)
+
+
+# --- tables
+
+FIGURES = {
+    "accuracy": "accuracy",
+    "nll": "NLL",
+    "brier": "Brier",
+    "ece": "ECE",
+    "ece_over_floor": "over its floor",
+    "aurc": "AURC",
+    "set_size": "set size",
+    "fit_seconds": "fit, CPU s",
+    "predict_ms": "predict, ms a case",
+}
+DIGITS = {"set_size": 2, "fit_seconds": 1, "predict_ms": 2}
+
+
+def summary(cells: dict[str, Any]) -> dict[str, Any]:
+    """By data set and model: mean and standard error of each figure, and of its difference from the default head's."""
+    found: dict[str, Any] = {}
+    for key, cell in cells.items():
+        name, model, split = key.split(", ")
+        found.setdefault(name, {}).setdefault(model, {})[split] = cell
+    return {
+        name: {
+            model: {figure: _mean(rows, models.get("laplace", {}), figure) for figure in next(iter(rows.values()))}
+            for model, rows in models.items()
+        }
+        for name, models in found.items()
+    }
+
+
+def _mean(rows: dict[str, Any], default: dict[str, Any], figure: str) -> dict[str, float]:
+    values = np.array([row[figure] for row in rows.values()])
+    paired = [row[figure] - default[split][figure] for split, row in rows.items() if figure in default.get(split, {})]
+    return {
+        "mean": float(values.mean()),
+        "error": _error(values),
+        "difference": float(np.mean(paired)) if paired else float("nan"),
+        "error_of_difference": _error(np.array(paired)),
+        "splits": len(values),
+    }
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
+def tables(results: dict[str, Any]) -> dict[str, str]:
+    """Name of the page to the tables on it."""
+    parts = []
+    for name, models in results["summary"].items():
+        figures = dict(FIGURES)
+        if "ood_entropy" in models.get("laplace", {}):
+            figures |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
+        rows = [
+            f"| `{model}` | " + " | ".join(_cell(found.get(figure), figure) for figure in figures) + " |"
+            for model, found in models.items()
+        ]
+        parts.append(
+            "\n".join([f"| {name} | {' | '.join(figures.values())} |", "|---" * (len(figures) + 1) + "|", *rows])
+        )
+    return {"docs/heads.md": "\n\n".join(parts)}
+
+
+def _cell(found: dict[str, float] | None, figure: str) -> str:
+    if found is None:
+        return ""
+    digits = DIGITS.get(figure, 3)
+    return f"{found['mean']:.{digits}f} ± {found['error']:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
