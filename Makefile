@@ -4,12 +4,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint docs benchmarks clean help
+.PHONY: demo test test-all lint theory benchmarks clean help
 
 help:
 	@echo "make demo        train, calibrate, evaluate and explain on made lesions; opens with demo/report.html"
 	@echo "make test        the quick tests, ruff, mypy and the docs' examples"
 	@echo "make test-all    the slow tests too (and the real-data ones where CBDC_DATA is set)"
+	@echo "make theory      let Coq check the proofs"
 	@echo "make benchmarks  cbdc beside its peers, in one run"
 
 $(STAMP): pyproject.toml
@@ -35,6 +36,9 @@ test-all: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+theory:
+	@bash theory/coq/check.sh
 
 benchmarks: $(STAMP)
 	$(PY) -m pip install --quiet -e '.[benchmark]'
