@@ -51,12 +51,15 @@ class ConditionalConformalClassifier(ScoringClassifier):
     **Guarantee.** Assumption: the calibration cases, with their groups, and the new one are exchangeable. Statement:
     for every group g at once, P(y in set given that the case is of g) >= confidence_level, over the draw of both. What
     breaks it: groups chosen after looking at the scores; a value that calibration does not have (an error); what
-    breaks any conformal guarantee. A group with too few cases has full sets for its members. Sets of different levels
+    breaks any conformal guarantee. Without ties a group is covered more than that by at most the number of groups over
+    its cases; with them by more. A group with too few cases has full sets for its members. Sets of different levels
     need not be nested, since quantile regressions may cross.
 
-    The threshold is a quantile regression of the scores on membership, fitted anew with the new case at the score that
-    is tried: a linear programme, solved once for each pattern of membership. With groups that do not overlap the sets
-    are those of ``condition_on="group"``.
+    The threshold is a quantile regression of the scores on membership, fitted with the new case at the score that is
+    tried: the dual of one linear programme for each pattern of membership. A regression adds and subtracts scores, so
+    they stand on a fixed logarithmic scale, in steps of 2^-30, on which a programme tells them apart whatever the
+    classifier's sharpness; a score of minus infinity is one like others. With groups that do not overlap the sets are
+    those of ``condition_on="group"``.
 
     References
     ----------
@@ -145,6 +148,11 @@ class ConditionalConformalClassifier(ScoringClassifier):
         groups : as in `conformalize`, for these cases
         confidence_level : float, optional
             Default: that of the constructor.
+
+        Raises
+        ------
+        ParameterError
+            If a group is not as calibrated, or the linear programme of one is not solved.
         """
         level = self._level(confidence_level)
         values = self._values(X)
