@@ -44,26 +44,6 @@ def test_one_label_a_case_is_plain_conformal(options, seed, level):
         np.testing.assert_allclose(clf.p_values(P[50:]), plain.p_values(P[50:]))
 
 
-@settings(max_examples=8)
-@every_score
-@given(seed=seeds)
-def test_nested_batch_and_permutation(options, seed):
-    rng = np.random.default_rng(seed)
-    P, shares = opinions(rng, 70, 4)
-    clf = MonteCarloConformalClassifier(**options).conformalize(P[:60], shares[:60])
-    smaller = np.zeros((10, 4), dtype=bool)
-    for level in (0.3, 0.6, 0.9):
-        sets, p_values = clf.predict_set(P[60:], level), clf.p_values(P[60:])
-        clear = np.abs(p_values - (1 - level)) > 1e-9
-        np.testing.assert_array_equal(sets[clear], p_values[clear] > 1 - level)
-        assert (smaller <= sets).all()
-        np.testing.assert_array_equal(np.vstack([clf.predict_set(P[[i]], level) for i in range(60, 70)]), sets)
-        smaller = sets
-    order = rng.permutation(4)
-    other = MonteCarloConformalClassifier(**options).conformalize(P[:60][:, order], shares[:60][:, order])
-    np.testing.assert_array_equal(other.predict_set(P[60:][:, order]), clf.predict_set(P[60:])[:, order])
-
-
 @given(seed=seeds, new=st.integers(-1, 13))
 def test_p_value_is_the_average_over_all_readers(seed, new):
     """Probabilities on a grid of 1/16: every reader's label in turn, by the oracle of theory/patients.md."""

@@ -58,43 +58,7 @@ def estimators(P, y, options, level=0.8):
         yield SyntheticPoweredConformalClassifier(**kind).conformalize(P[:half], y[:half], source=(P[half:], y[half:]))
 
 
-# --- the properties of every conformal predictor
-
-
-@few
-@every_score
-@given(seed=seeds, n_classes=st.integers(2, 4))
-def test_batch_nested_and_in_agreement_with_p_values(options, seed, n_classes):
-    rng = np.random.default_rng(seed)
-    P, y, _ = draw_cases(rng, 70, n_classes)
-    for clf in estimators(P[:60], y[:60], options):
-        sets = clf.predict_set(P[60:])
-        for i in range(10):
-            np.testing.assert_array_equal(clf.predict_set(P[[60 + i]])[0], sets[i])
-        smaller = np.zeros_like(sets)
-        for level in (0.2, 0.5, 0.8, 0.9, 0.99):
-            found = clf.predict_set(P[60:], level)
-            if not isinstance(clf, SyntheticPoweredConformalClassifier):
-                p_values = clf.p_values(P[60:])
-                clear = np.abs(p_values - (1 - level)) > 1e-9
-                np.testing.assert_array_equal(found[clear], p_values[clear] > 1 - level)
-            assert (smaller <= found).all()
-            smaller = found
-
-
-@few
-@every_score
-@given(seed=seeds)
-def test_a_permutation_of_the_classes_permutes_the_sets(options, seed):
-    rng = np.random.default_rng(seed)
-    P, y, _ = draw_cases(rng, 70, 4)
-    order = rng.permutation(4)
-    shares = rng.dirichlet(np.full(4, 5.0))
-    y[:4] = np.arange(4)
-    one = LabelShiftConformalClassifier(**options).conformalize(P[:60], y[:60]).adapt(prevalence=shares)
-    other = LabelShiftConformalClassifier(**options).conformalize(P[:60][:, order], np.argsort(order)[y[:60]])
-    other.adapt(prevalence=shares[order])
-    np.testing.assert_array_equal(other.predict_set(P[60:][:, order]), one.predict_set(P[60:])[:, order])
+# --- no shift
 
 
 @few
@@ -272,7 +236,7 @@ def test_estimated_weights_find_the_shift():
 
 def two_normals(rng, n, at):
     """Cases around a place, and labels of the same law given the case."""
-    X = rng.standard_normal((n, 2)) + [at, 0]
+    X = rng.standard_normal((n, 2)) + np.array([at, 0])
     return X, (X[:, 0] + rng.standard_normal(n) > 0).astype(int)
 
 
@@ -282,7 +246,7 @@ def two_normals(rng, n, at):
     ids=["forest", "20-neighbours", "1-neighbour"],
 )
 def test_a_domain_classifier_that_is_sure_does_not_break_the_sets(domain):
-    """It says 1 of some calibration cases; odds of 1e150 made one of them the whole calibration, and covered a third."""
+    """It says 1 of some calibration cases; with odds of 1e150 one of them was all the calibration there was."""
     rng = np.random.default_rng(0)
     model = LogisticRegression().fit(*two_normals(rng, 300, 0))
     covered = []

@@ -1,6 +1,6 @@
 """A drift alarm over a stream of conformal p-values, with a controlled rate of false alarms."""
 
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -206,7 +206,8 @@ class DriftMonitor(BaseEstimator):
     def update_scores(self, scores: ArrayLike) -> "DriftMonitor":
         """Bet on the smoothed p-values of the next scores, in order, among all since the beginning.
 
-        However the stream is cut into calls, the p-values are those of `smoothed_p_values` of the whole with the same seed.
+        However the stream is cut into calls, the p-values are those of `smoothed_p_values` of the whole, with the same
+        seed.
 
         Parameters
         ----------
@@ -235,8 +236,8 @@ class DriftMonitor(BaseEstimator):
         self._scale = 0.0
         self._capital = np.ones(len(_BETS))
         self._logs = np.zeros(len(_EPSILON))
-        given = isinstance(self.random_state, Integral)
-        self._arrivals = _Arrivals(int(self.random_state) if given else seed_of(self.random_state))
+        seed = self.random_state
+        self._arrivals = _Arrivals(seed if isinstance(seed, int) else seed_of(seed))
         return self
 
     @property

@@ -64,8 +64,9 @@ class LabelShiftConformalClassifier(ScoringClassifier):
     shares of the calibration cases as the source's prevalences it is at least confidence_level minus (1 -
     confidence_level) max_k prevalence_k / n_k, given the n_k calibration cases of each class k. With the target's
     estimated it is approximate: less half the sum of their absolute errors, which `coverage_loss_` bounds by the
-    interval's ends. What breaks it: cases of a class that look otherwise in the target (camera, stage of disease); a class of the target
-    that calibration does not have. Class-conditional sets of `ConformalClassifier` need none of this, but are larger.
+    intervals' ends. What breaks it: cases of a class that look otherwise in the target (camera, stage of disease); a
+    class of the target that calibration does not have. Class-conditional sets of `ConformalClassifier` need none of
+    this, but are larger.
 
     References
     ----------
