@@ -165,6 +165,21 @@ def test_a_case_is_known_again_whatever_holds_it():
     assert _digests(np.array(["a.jpg", "b.jpg"], dtype=object))[1] == _digests(["b.jpg"])[0]
 
 
+def test_cases_that_look_alike_are_told_in_the_order_of_their_asking():
+    """Of two equal rows the first was in its set, the second not: one miss, by the second's threshold."""
+    P = np.array([[0.9, 0.1]] * 9)
+    clf = OnlineConformalClassifier(method="aci", gamma=1, confidence_level=0.5).conformalize(P, np.zeros(9, int))
+    row = np.array([[0.8, 0.2]])
+    clf.partial_conformalize(P[:1], [1])  # a miss, after which sets are full
+    assert clf.predict_set(row).all()
+    clf.partial_conformalize(P, np.zeros(9, int))  # covers, after which they are small again
+    assert not clf.predict_set(row)[0, 1]
+    before = clf.n_missed_
+    clf.partial_conformalize(row, [1])
+    assert clf.n_missed_ == before
+    assert clf.partial_conformalize(row, [1]).n_missed_ == before + 1
+
+
 def test_cases_of_which_no_label_comes_are_forgotten(monkeypatch):
     monkeypatch.setattr("cbdc.conformal.stream._AWAITED", 10)
     P, y, _ = draw_cases(np.random.default_rng(0), 100, 3)
