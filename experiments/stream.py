@@ -25,7 +25,13 @@ from experiments.record import write_results
 from experiments.shift import mapped
 
 LEVEL, ALPHA, BEGIN, BEFORE, WINDOW = 0.9, 0.01, 300, 1200, 150
-METHODS = {"expanding": {}, "aci": {"gamma": 0.02}, "pid": {"gamma": 0.02}}
+METHODS: dict[str, tuple[dict[str, Any], int]] = {  # settings, and how many cases later a label is told
+    "expanding": ({}, 0),
+    "aci": ({"method": "aci", "gamma": 0.02}, 0),
+    "pid": ({"method": "pid", "gamma": 0.02}, 0),
+    "aci, labels 50 cases late": ({"method": "aci", "gamma": 0.02}, 50),
+    "pid, labels 50 cases late": ({"method": "pid", "gamma": 0.02}, 50),
+}
 
 
 def main() -> None:
@@ -88,15 +94,16 @@ def stream(P: Any, y: Any, Q: Any, z: Any, before: int, seed: int, *, adaptive: 
     p_values = smoothed_p_values(scores, random_state=seed)[BEGIN:]
     monitor = DriftMonitor(ALPHA).update(p_values)
     found |= {"alarm": monitor.alarm_time_, "log_martingale": monitor.history_}
-    for name, options in METHODS.items() if adaptive else ():
-        clf = OnlineConformalClassifier(method=name, confidence_level=LEVEL, **options)
+    for name, (options, late) in METHODS.items() if adaptive else ():
+        clf = OnlineConformalClassifier(confidence_level=LEVEL, **options)
         clf.conformalize(start, y[order[:BEGIN]])
         misses, sizes = [], []
         for i in range(len(labels)):
             one = clf.predict_set(X[[i]])[0]
             misses.append(not one[labels[i]])
             sizes.append(one.sum())
-            clf.partial_conformalize(X[[i]], labels[[i]])
+            if i >= late:
+                clf.partial_conformalize(X[[i - late]], labels[[i - late]])
         found[name] = both(np.array(misses), np.array(sizes), before)
         found["missed"][name] = np.array(misses)
     return found
@@ -128,6 +135,8 @@ def draw(row: dict[str, Any], before: int, after: int, path: Path) -> None:
     axes[0].axhspan(low, high, color="0.9", label=f"95% band of {WINDOW} cases")
     kernel = np.ones(WINDOW) / WINDOW
     for name, missed in row["missed"].items():
+        if METHODS.get(name, ({}, 0))[1]:
+            continue
         rolling = 1 - np.convolve(missed, kernel, mode="valid")
         axes[0].plot(np.arange(WINDOW, len(missed) + 1), rolling, label=name)
     axes[0].set(ylabel=f"coverage of the last {WINDOW}", ylim=(0.3, 1.02))

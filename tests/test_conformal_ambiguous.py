@@ -44,26 +44,6 @@ def test_one_label_a_case_is_plain_conformal(options, seed, level):
         np.testing.assert_allclose(clf.p_values(P[50:]), plain.p_values(P[50:]))
 
 
-@settings(max_examples=8)
-@every_score
-@given(seed=seeds)
-def test_nested_batch_and_permutation(options, seed):
-    rng = np.random.default_rng(seed)
-    P, shares = opinions(rng, 70, 4)
-    clf = MonteCarloConformalClassifier(**options).conformalize(P[:60], shares[:60])
-    smaller = np.zeros((10, 4), dtype=bool)
-    for level in (0.3, 0.6, 0.9):
-        sets, p_values = clf.predict_set(P[60:], level), clf.p_values(P[60:])
-        clear = np.abs(p_values - (1 - level)) > 1e-9
-        np.testing.assert_array_equal(sets[clear], p_values[clear] > 1 - level)
-        assert (smaller <= sets).all()
-        np.testing.assert_array_equal(np.vstack([clf.predict_set(P[[i]], level) for i in range(60, 70)]), sets)
-        smaller = sets
-    order = rng.permutation(4)
-    other = MonteCarloConformalClassifier(**options).conformalize(P[:60][:, order], shares[:60][:, order])
-    np.testing.assert_array_equal(other.predict_set(P[60:][:, order]), clf.predict_set(P[60:])[:, order])
-
-
 @given(seed=seeds, new=st.integers(-1, 13))
 def test_p_value_is_the_average_over_all_readers(seed, new):
     """Probabilities on a grid of 1/16: every reader's label in turn, by the oracle of theory/patients.md."""
@@ -108,11 +88,39 @@ def test_votes_fall_short_and_opinions_do_not():
 
 
 def test_differentials_by_inverse_rank():
+    """By hand from the definition: 1 / rank for each condition, added over readers, normalised once."""
     classes = ["a", "b", "c"]
-    one = plausibilities_from_differentials([[[["a"], ["b", "c"]]]], classes)
-    np.testing.assert_allclose(one, [[1 / 1.5, 0.25 / 1.5, 0.25 / 1.5]])
-    two = plausibilities_from_differentials([[[["a"]], [["b"], ["a"]], []]], classes)
-    np.testing.assert_allclose(two, [[(1 + 1 / 3) / 2, (2 / 3) / 2, 0]])
+    for readers, expected in [
+        ([[["a"], ["b", "c"]]], [1 / 2, 1 / 4, 1 / 4]),
+        ([[["a", "b"], ["c"]]], [0.4, 0.4, 0.2]),
+        ([[["a"], ["b"]], [["c"]]], [0.4, 0.2, 0.4]),
+        ([[["a"]], [["b"], ["a"]], []], [0.6, 0.4, 0]),
+    ]:
+        np.testing.assert_allclose(plausibilities_from_differentials([readers], classes), [expected])
+
+
+def aggregated(rankings, groups):
+    """As in the paper's code: groups of the ranked classes, -1 for those that a reader has not ranked."""
+    weights = np.where(groups >= 0, 1 / (1 + np.maximum(groups, 0)), 0)
+    total = np.zeros(rankings.shape[1])
+    for ranking, weight in zip(rankings, weights):
+        total[ranking] += weight
+    return total / total.sum()
+
+
+@given(seed=seeds, n_classes=st.integers(2, 6), n_readers=st.integers(1, 4))
+def test_differentials_are_those_of_the_papers_arrays(seed, n_classes, n_readers):
+    rng = np.random.default_rng(seed)
+    rankings = np.array([rng.permutation(n_classes) for _ in range(n_readers)])  # classes from the first rank down
+    groups = np.cumsum(rng.integers(0, 2, (n_readers, n_classes)), axis=1)
+    groups -= groups[:, :1]  # each reader's ranks begin with 0, and no rank is empty
+    for row, length in zip(groups, rng.integers(1, n_classes + 1, n_readers)):
+        row[length:] = -1
+    readers = [
+        [ranking[group == g].tolist() for g in range(group.max() + 1)] for ranking, group in zip(rankings, groups)
+    ]
+    found = plausibilities_from_differentials([readers], range(n_classes))[0]
+    np.testing.assert_allclose(found, aggregated(rankings, groups))
 
 
 @pytest.mark.parametrize(

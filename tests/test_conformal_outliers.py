@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import BaseEstimator
 from sklearn.ensemble import IsolationForest
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -124,6 +125,29 @@ def test_nothing_of_the_calibration_cases_is_kept():
     detector = calibrated(rng, "mahalanobis", n=150)
     assert detector._learn_whole is None
     assert len(detector.calibration_scores_) == 150
+
+
+class Undefined(BaseEstimator):
+    """Scores some cases NaN, some infinitely usual, and the rest by their first number."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def score_samples(self, X):
+        return np.select([X[:, 0] > 3, X[:, 0] < -1], [np.nan, np.inf], X[:, 0])
+
+
+def test_a_case_that_the_scorer_cannot_score_is_refused_and_an_infinite_score_is_one():
+    E = np.linspace(-3, 2.9, 60)[:, None]
+    with pytest.raises(ParameterError, match="NaN for case"):
+        ConformalOutlierDetector(Undefined()).fit(np.vstack([E, E + 3]))
+    detector = ConformalOutlierDetector(Undefined()).fit(E).conformalize(E)
+    with pytest.raises(ParameterError, match="NaN for case 1"):
+        detector.p_values([[0.0], [4.0]])
+    with pytest.raises(ParameterError, match="NaN for case 60"):
+        detector.conformalize(np.vstack([E, [[9.0]]]))
+    assert detector.p_values([[-2.0]])[0] == 1
+    assert detector.p_values([[-0.9]])[0] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Label shift, covariate shift, and few local cases."""
 
+import itertools
 import sys
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import softmax
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.tree import DecisionTreeClassifier
 from test_conformal_properties import OPTIONS, draw_cases
 
 from cbdc import ConformalClassifier
@@ -53,43 +58,7 @@ def estimators(P, y, options, level=0.8):
         yield SyntheticPoweredConformalClassifier(**kind).conformalize(P[:half], y[:half], source=(P[half:], y[half:]))
 
 
-# --- the properties of every conformal predictor
-
-
-@few
-@every_score
-@given(seed=seeds, n_classes=st.integers(2, 4))
-def test_batch_nested_and_in_agreement_with_p_values(options, seed, n_classes):
-    rng = np.random.default_rng(seed)
-    P, y, _ = draw_cases(rng, 70, n_classes)
-    for clf in estimators(P[:60], y[:60], options):
-        sets = clf.predict_set(P[60:])
-        for i in range(10):
-            np.testing.assert_array_equal(clf.predict_set(P[[60 + i]])[0], sets[i])
-        smaller = np.zeros_like(sets)
-        for level in (0.2, 0.5, 0.8, 0.9, 0.99):
-            found = clf.predict_set(P[60:], level)
-            if not isinstance(clf, SyntheticPoweredConformalClassifier):
-                p_values = clf.p_values(P[60:])
-                clear = np.abs(p_values - (1 - level)) > 1e-9
-                np.testing.assert_array_equal(found[clear], p_values[clear] > 1 - level)
-            assert (smaller <= found).all()
-            smaller = found
-
-
-@few
-@every_score
-@given(seed=seeds)
-def test_a_permutation_of_the_classes_permutes_the_sets(options, seed):
-    rng = np.random.default_rng(seed)
-    P, y, _ = draw_cases(rng, 70, 4)
-    order = rng.permutation(4)
-    shares = rng.dirichlet(np.full(4, 5.0))
-    y[:4] = np.arange(4)
-    one = LabelShiftConformalClassifier(**options).conformalize(P[:60], y[:60]).adapt(prevalence=shares)
-    other = LabelShiftConformalClassifier(**options).conformalize(P[:60][:, order], np.argsort(order)[y[:60]])
-    other.adapt(prevalence=shares[order])
-    np.testing.assert_array_equal(other.predict_set(P[60:][:, order]), one.predict_set(P[60:])[:, order])
+# --- no shift
 
 
 @few
@@ -147,6 +116,39 @@ def test_covariate_shift_sets_equal_the_reference(seed, level):
 def test_places_follow_their_law(n, n_source, r):
     law = stats.betabinom.pmf(np.arange(n_source + 1), n_source, r, n + 2 - r)
     np.testing.assert_allclose(law, shift_reference.place_law(n, n_source, r), atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "n_source"), [(2, 9), (3, 8), (4, 7), (5, 5)])
+@pytest.mark.parametrize("level", [Fraction(1, 2), Fraction(3, 4), Fraction(9, 10)])
+def test_guards_are_those_of_the_enumeration(n, n_source, level):
+    for beta in (0.05, 0.37, 0.71):
+        assert guard_ranks(n, n_source, float(level), beta) == shift_reference.guard_ranks(n, n_source, level, beta)
+
+
+@settings(max_examples=10)
+@given(seed=seeds, shift=st.sampled_from([0.0, 3.0, -3.0]), level=st.sampled_from([0.5, 0.8, 0.9]))
+def test_leaving_each_local_case_out_covers_between_the_bounds(seed, shift, level):
+    """Of n + 1 local cases, each in turn the new one, low to high are covered, whatever the other source is."""
+    rng = np.random.default_rng(seed)
+    y, z = rng.integers(0, 3, 13), rng.integers(0, 3, 50)
+    P = softmax(1.5 * np.eye(3)[y] + rng.standard_normal((13, 3)), axis=1)
+    source = softmax((1.5 + shift) * np.eye(3)[z] + rng.standard_normal((50, 3)), axis=1)
+    covered = 0
+    for i in range(13):
+        clf = SyntheticPoweredConformalClassifier(confidence_level=level)
+        clf.conformalize(np.delete(P, i, axis=0), np.delete(y, i), source=(source, z))
+        covered += clf.predict_set(P[[i]])[0, y[i]]
+    low, high = guard_ranks(12, 50, level)
+    assert low <= covered <= high
+    assert clf.bounds() == (low / 13, high / 13)
+
+
+def test_the_upper_bound_is_one_where_local_scores_tie():
+    P, y = np.array([[0.6, 0.4]] * 30), np.repeat([0, 1], [20, 10])
+    clf = SyntheticPoweredConformalClassifier(confidence_level=0.5).conformalize(P, y, source=(P, y))
+    assert clf.predict_set(P)[:, 0].all()
+    assert clf.bounds()[0] < 20 / 31
+    assert clf.bounds()[1] == 1
 
 
 # --- coverage
@@ -230,6 +232,133 @@ def test_estimated_weights_find_the_shift():
         far.conformalize(X[1000:], y[1000:], target=T[:1000] + np.array([40, 0]))
     assert far.domain_auroc_ > 0.999
     assert far.predict_set(T[1000:] + np.array([40, 0])).all()  # no calibration case says anything of these
+
+
+def two_normals(rng, n, at):
+    """Cases around a place, and labels of the same law given the case."""
+    X = rng.standard_normal((n, 2)) + np.array([at, 0])
+    return X, (X[:, 0] + rng.standard_normal(n) > 0).astype(int)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [RandomForestClassifier(20, random_state=0), KNeighborsClassifier(20), KNeighborsClassifier(1)],
+    ids=["forest", "20-neighbours", "1-neighbour"],
+)
+def test_a_domain_classifier_that_is_sure_does_not_break_the_sets(domain):
+    """It says 1 of some calibration cases; with odds of 1e150 one of them was all the calibration there was."""
+    rng = np.random.default_rng(0)
+    model = LogisticRegression().fit(*two_normals(rng, 300, 0))
+    covered = []
+    for _ in range(6):
+        (X, y), (T, _), (Q, z) = two_normals(rng, 600, 0), two_normals(rng, 600, 1.5), two_normals(rng, 1000, 1.5)
+        clf = CovariateShiftConformalClassifier(model, prefit=True, domain_classifier=domain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationSizeWarning)
+            clf.conformalize(X, y, target=T)
+        assert 10 < clf.effective_n_ < 600
+        assert clf.weights_.max() <= 1201
+        covered.append(m.coverage(clf.predict_set(Q), z))
+    assert 0.87 <= np.mean(covered) <= 0.95
+    assert min(covered) > 0.8
+
+
+def test_weights_come_from_folds_that_have_not_seen_the_case():
+    """A tree that learns by heart tells source from target on what it has seen; they are the same here."""
+    rng = np.random.default_rng(0)
+    (X, y), (T, _) = two_normals(rng, 400, 0), two_normals(rng, 400, 0)
+    clf = CovariateShiftConformalClassifier(
+        LogisticRegression(), domain_classifier=DecisionTreeClassifier(random_state=0)
+    )
+    clf.fit(*two_normals(rng, 100, 0)).conformalize(X, y, target=T)
+    assert (clf.domain_classifier_.predict(X) == 0).all()
+    assert 0.4 < clf.domain_auroc_ < 0.6
+    assert clf.effective_n_ > 300
+    assert 0.7 < clf.weights_.mean() < 1.4
+
+
+def test_huge_weights_do_not_overflow_and_one_heavy_case_is_warned_of():
+    P, y, _ = draw_cases(np.random.default_rng(0), 60, 3)
+    plain = CovariateShiftConformalClassifier().conformalize(P, y, weights=lambda X: 1 + X[:, 0])
+    huge = CovariateShiftConformalClassifier().conformalize(P, y, weights=lambda X: 8e307 * (1 + X[:, 0]))
+    assert huge.effective_n_ == pytest.approx(plain.effective_n_)
+    np.testing.assert_array_equal(huge.predict_set(P), plain.predict_set(P))
+    np.testing.assert_allclose(huge.p_values(P), plain.p_values(P))
+    one = P[7, 0]
+    with pytest.warns(CalibrationSizeWarning, match="count as 1.0 .* 100% of the weight"):
+        heavy = CovariateShiftConformalClassifier().conformalize(
+            P, y, weights=lambda X: np.where(X[:, 0] == one, 1e160, 1.0)
+        )
+    assert heavy.effective_n_ == pytest.approx(1)
+    with pytest.warns(CalibrationSizeWarning, match=r"count as 3\d\.\d .* 12% of the weight"):
+        CovariateShiftConformalClassifier().conformalize(P, y, weights=lambda X: np.where(X[:, 0] == one, 8.0, 1.0))
+
+
+def test_weights_of_new_cases_may_be_nothing_or_outweigh_all():
+    P, y, _ = draw_cases(np.random.default_rng(0), 60, 3)
+    new = np.array([[0.3, 0.6999, 0.0001]] * 2)
+    for weight in (0.0, 1e300):
+        weigh = lambda X, w=weight: np.where(X[:, 0] == 0.3, w, 1e-300)  # noqa: E731
+        clf = CovariateShiftConformalClassifier().conformalize(P, y, weights=weigh)
+        assert (clf.predict_set(new) == clf.predict_set(new[:1])).all()
+        assert clf.predict_set(new).all() == (weight > 0)
+        assert (clf.p_values(new) == 1).all() == (weight > 0)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [(np.nan, "NaN|nan"), (2.0, "sum")])
+def test_what_a_domain_classifier_says_is_checked(wrong, message):
+    class Domain(LogisticRegression):
+        def predict_proba(self, X):
+            return super().predict_proba(X) * wrong
+
+    (X, y), (T, _) = (two_normals(np.random.default_rng(i), 60, 0) for i in range(2))
+    clf = CovariateShiftConformalClassifier(LogisticRegression(), domain_classifier=Domain()).fit(X, y)
+    with pytest.raises(ValueError, match=message):
+        clf.conformalize(X, y, target=T)
+
+
+def test_the_loss_of_estimated_prevalences_is_half_the_sum_of_their_ends():
+    rng = np.random.default_rng(0)
+    y, z, target = rng.integers(0, 3, 400), rng.choice(3, 300, p=[0.5, 0.3, 0.2]), np.array([0.5, 0.3, 0.2])
+    P = by_class(rng, y, 3)
+    clf = LabelShiftConformalClassifier().conformalize(P, y, source_prevalence=np.full(3, 1 / 3))
+    assert clf.coverage_loss_ == 0
+    clf.adapt(by_class(rng, z, 3))
+    low, high = clf.prevalence_interval_.T
+    ends = np.maximum(clf.prevalence_ - low, high - clf.prevalence_)
+    assert clf.coverage_loss_ == pytest.approx(ends.sum() / 2)
+    assert clf.coverage_loss_ > np.abs(clf.prevalence_ - target).sum() / 2 > 0
+    estimated = LabelShiftConformalClassifier().conformalize(P, y)
+    assert estimated.coverage_loss_ == 0
+    estimated.adapt(prevalence=target)
+    of_source = max(target / np.bincount(y))
+    assert estimated.coverage_loss_ == pytest.approx(0.1 * of_source)
+    assert "shares of the calibration cases" in str(estimated.certificate())
+    assert "shares of the calibration cases" not in str(clf.certificate())
+
+
+@settings(max_examples=12)
+@given(
+    seed=seeds,
+    counts=st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    level=st.sampled_from([0.5, 0.7, 0.9]),
+    ties=st.booleans(),
+)
+def test_shares_of_the_calibration_cases_cost_little(seed, counts, level, ties):
+    """One more case of each class than calibrate: each in turn is the new one, which is the law within classes."""
+    rng = np.random.default_rng(seed)
+    target = rng.dirichlet(np.full(len(counts), 0.7))
+    y = np.repeat(np.arange(len(counts)), np.array(counts) + 1)
+    P = rng.dirichlet(np.ones(len(counts)), len(y))
+    if ties:
+        P = (rng.multinomial(4, P) + 1) / (4 + len(counts))
+    covered = []
+    for new in itertools.product(*(np.flatnonzero(y == k) for k in range(len(counts)))):
+        old = np.setdiff1d(np.arange(len(y)), new)
+        clf = LabelShiftConformalClassifier(confidence_level=level).conformalize(P[old], y[old])
+        covered.append(target @ np.diag(clf.adapt(prevalence=target).predict_set(P[list(new)])))
+    assert np.mean(covered) >= level - (1 - level) * max(target / counts) - 1e-9
+    assert clf.coverage_loss_ == pytest.approx((1 - level) * max(target / counts))
 
 
 def test_estimated_prevalences_lie_in_their_intervals():

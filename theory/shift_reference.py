@@ -39,3 +39,19 @@ def place_law(n, n_source, r):
     for places in itertools.combinations(range(total), n + 1):
         counts[places[r - 1] - (r - 1)] += 1
     return [c / sum(counts) for c in counts]
+
+
+def guard_ranks(n, n_source, level, beta):
+    """Number of the n + 1 local ranks whose central window of places ends, and begins, up to the source's threshold.
+
+    `level` is a Fraction. Places count from 1, and windows come from `place_law`.
+    """
+    threshold = math.ceil((n_source + 1) * level)
+    low = high = 0
+    for r in range(1, n + 2):
+        through = list(itertools.accumulate(place_law(n, n_source, r)))
+        begin = next(place for place, mass in enumerate(through, start=1) if mass >= beta / 2)
+        end = next(place for place, mass in enumerate(through, start=1) if mass >= 1 - beta / 2)
+        low += end <= threshold
+        high += begin <= threshold
+    return low, high

@@ -9,6 +9,8 @@ from ..metrics import exact_level
 
 __all__ = ["WeightedScores", "check_weights", "effective_size"]
 
+_OUTWEIGHS = 1e100  # a weight that all others together are nothing beside
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightedScores:
@@ -20,6 +22,9 @@ class WeightedScores:
     Parameters
     ----------
     scores, weights : ndarray of shape (n,), float64
+        Weights in units of `unit`, the largest 1, so that no sum of them overflows.
+    unit : float, default=1.0
+        Of the weights: that of a new case is given as it is.
 
     Examples
     --------
@@ -30,11 +35,13 @@ class WeightedScores:
 
     scores: np.ndarray
     weights: np.ndarray
+    unit: float = 1.0
 
     @classmethod
     def from_cases(cls, scores: np.ndarray, weights: np.ndarray) -> "WeightedScores":
         order = np.argsort(scores, kind="stable")
-        return cls(scores[order].astype(float), weights[order].astype(float))
+        unit = float(weights.max(initial=0.0)) or 1.0
+        return cls(scores[order].astype(float), weights[order] / unit, unit)
 
     @property
     def total(self) -> float:
@@ -43,6 +50,7 @@ class WeightedScores:
     def thresholds(self, own: np.ndarray, confidence_level: float) -> np.ndarray:
         """Least score in the set, for new cases of these weights; minus infinity where one outweighs the others."""
         alpha = float(1 - exact_level(confidence_level))
+        own = self._in_units(own)
         needed = alpha * (self.total + own) - own
         through = np.cumsum(self.weights)
         # A sum that meets the bound but for rounding counts as meeting it, as it does with equal weights.
@@ -53,9 +61,14 @@ class WeightedScores:
 
     def p_values(self, scores: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Share of the weight that conforms no better than each score; `own` is broadcast with the scores."""
+        own = self._in_units(own)
         below = np.concatenate([[0.0], np.cumsum(self.weights)])
         places = np.searchsorted(self.scores, scores, side="right")
         return np.minimum((below[places] + own) / (self.total + own), 1.0)
+
+    def _in_units(self, own: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.minimum(np.asarray(own) / self.unit, _OUTWEIGHS)
 
 
 def check_weights(weights: np.ndarray, n: int, name: str = "weights") -> np.ndarray:
@@ -65,11 +78,12 @@ def check_weights(weights: np.ndarray, n: int, name: str = "weights") -> np.ndar
         raise ParameterError(f"{name}: got shape {weights.shape}; expected ({n},), one for each case.")
     if len(wrong := np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))):
         raise ParameterError(f"{name}: case {wrong[0]} has {weights[wrong[0]]}; expected a finite number, 0 or more.")
-    if n and not weights.any():
-        raise ParameterError(f"{name}: all are 0; nothing is left to calibrate on.")
     return weights
 
 
 def effective_size(weights: np.ndarray) -> float:
     """Number of cases of equal weight that would be as precise (Kish): square of the sum over sum of squares."""
-    return float(weights.sum() ** 2 / np.sum(weights**2))
+    if not weights.any():
+        return 0.0
+    shares = weights / weights.max()  # whose squares do not overflow
+    return float(shares.sum() ** 2 / np.sum(shares**2))

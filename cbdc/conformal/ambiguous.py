@@ -22,8 +22,8 @@ def plausibilities_from_differentials(
 ) -> np.ndarray:
     """Readers' ranked differentials of a case to a distribution over classes, by inverse rank normalisation.
 
-    In each differential the conditions of rank r weigh 1 / r, shared evenly among those of one rank; a differential
-    sums to 1, and a case is the mean of its readers.
+    In each differential every condition of rank r weighs 1 / r, however many share the rank. The weights of all readers
+    of a case are added, and divided by their sum: a reader who names more conditions counts for more.
 
     Parameters
     ----------
@@ -44,35 +44,31 @@ def plausibilities_from_differentials(
     References
     ----------
     Liu et al., *A deep learning system for differential diagnosis of skin diseases*, Nature Medicine 26, 2020,
-    doi:10.1038/s41591-020-0842-3; Stutz et al., arXiv:2307.02191.
+    doi:10.1038/s41591-020-0842-3; Stutz et al., *Evaluating AI systems under uncertain ground truth: a case study in
+    dermatology*, arXiv:2307.02191, whose published code (``aggregate_irn``) this is equal to.
 
     Examples
     --------
     >>> readers = [[["eczema"], ["psoriasis"]], [["psoriasis"]]]
     >>> plausibilities_from_differentials([readers], ["eczema", "psoriasis"]).round(3)
-    array([[0.333, 0.667]])
+    array([[0.4, 0.6]])
     """
     column = {name: k for k, name in enumerate(classes)}
     found = np.zeros((len(differentials), len(column)))
     for i, readers in enumerate(differentials):
-        n_readers = 0
         for reader in readers:
-            weights: dict[int, float] = {}
+            named: set[int] = set()
             for r, conditions in enumerate(reader, start=1):
                 for name in conditions:
                     if name not in column:
                         raise ParameterError(f"differentials: case {i} names {name!r}, which is none of the classes.")
-                    if column[name] in weights:
+                    if column[name] in named:
                         raise ParameterError(f"differentials: a reader of case {i} names {name!r} twice.")
-                    weights[column[name]] = 1 / (r * len(conditions))
-            if weights:
-                total = sum(weights.values())
-                for k, weight in weights.items():
-                    found[i, k] += weight / total
-                n_readers += 1
-        if not n_readers:
+                    named.add(column[name])
+                    found[i, column[name]] += 1 / r
+        if not found[i].any():
             raise ParameterError(f"differentials: case {i} has no reader who names a condition. Fix: leave it out.")
-        found[i] /= n_readers
+        found[i] /= found[i].sum()
     return found
 
 

@@ -11,12 +11,17 @@ from ..errors import ParameterError
 from ..metrics import exact_level
 from ._base import ScoringClassifier
 from ._codes import check_groups
+from ._scale import to_scale
 from .certificate import Certificate
 
 __all__ = ["ConditionalConformalClassifier"]
 
-_STEPS = 60  # halvings of the interval that holds a threshold: to the last place of a float
-_RESOLUTION = 1e-10  # of a dual variable
+# Scores are counted in whole steps, which a programme tells apart: a step is a hundred times its tolerance.
+_STEP = 2.0**-30  # of the scale
+_UNIT = 2.0**-17  # in which the programme has a step
+_ROUNDING = 0.01  # of a step; thresholds are sums of whole ones
+_BELOW = 1e-6  # how far below the level the dual variable is put
+_SOLVED, _INFEASIBLE = 0, 2  # status of a programme
 
 
 class ConditionalConformalClassifier(ScoringClassifier):
@@ -46,12 +51,15 @@ class ConditionalConformalClassifier(ScoringClassifier):
     **Guarantee.** Assumption: the calibration cases, with their groups, and the new one are exchangeable. Statement:
     for every group g at once, P(y in set given that the case is of g) >= confidence_level, over the draw of both. What
     breaks it: groups chosen after looking at the scores; a value that calibration does not have (an error); what
-    breaks any conformal guarantee. A group with too few cases has full sets for its members. Sets of different levels
+    breaks any conformal guarantee. Without ties a group is covered more than that by at most the number of groups over
+    its cases; with them by more. A group with too few cases has full sets for its members. Sets of different levels
     need not be nested, since quantile regressions may cross.
 
-    The threshold is a quantile regression of the scores on membership, fitted anew with the new case at the score that
-    is tried: a linear programme, solved once for each pattern of membership. With groups that do not overlap the sets
-    are those of ``condition_on="group"``.
+    The threshold is a quantile regression of the scores on membership, fitted with the new case at the score that is
+    tried: the dual of one linear programme for each pattern of membership. A regression adds and subtracts scores, so
+    they stand on a fixed logarithmic scale, in steps of 2^-30, on which a programme tells them apart whatever the
+    classifier's sharpness; a score of minus infinity is one like others. With groups that do not overlap the sets are
+    those of ``condition_on="group"``.
 
     References
     ----------
@@ -115,7 +123,7 @@ class ConditionalConformalClassifier(ScoringClassifier):
         """
         self._prepare(X)
         values = self._values(X)
-        scores = -self._score_labels(values, self._labels(y, len(values)))  # as nonconformity, which is low in the set
+        steps = self._steps(self._score_labels(values, self._labels(y, len(values))))
         self._attributes = None
         if isinstance(groups, pd.DataFrame):
             self._attributes = {
@@ -127,9 +135,7 @@ class ConditionalConformalClassifier(ScoringClassifier):
         else:
             self.groups_ = ["all", *(f"{name}={value}" for name, known in self._attributes.items() for value in known)]
         self.n_calibration_ = member.sum(axis=0).astype(int)
-        finite = scores[np.isfinite(scores)]
-        worst = (finite.max() + 1 + np.ptp(finite)) if len(finite) else 1.0
-        self.calibration_ = np.where(np.isfinite(scores), scores, worst), member
+        self.calibration_ = steps, member
         self._kept: dict[tuple[float, bytes], float] = {}
         return self
 
@@ -142,12 +148,17 @@ class ConditionalConformalClassifier(ScoringClassifier):
         groups : as in `conformalize`, for these cases
         confidence_level : float, optional
             Default: that of the constructor.
+
+        Raises
+        ------
+        ParameterError
+            If a group is not as calibrated, or the linear programme of one is not solved.
         """
         level = self._level(confidence_level)
         values = self._values(X)
         patterns, place = np.unique(self._membership(groups, len(values)), axis=0, return_inverse=True)
-        limits = np.array([-self._threshold(pattern, level) for pattern in patterns])
-        return self._sets(values, limits[place.ravel()][:, None])
+        limits = np.array([self._threshold(pattern, level) for pattern in patterns])
+        return self._steps(self._score_all(values)) >= limits[place.ravel()][:, None]
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise, and the cases that each group rests on."""
@@ -163,6 +174,10 @@ class ConditionalConformalClassifier(ScoringClassifier):
             level,
             n,
         )
+
+    def _steps(self, scores: np.ndarray) -> np.ndarray:
+        """Scores in whole steps of the scale, as calibration cases and new ones alike are compared."""
+        return np.floor(to_scale(scores, self.score_name_, self._log) / _STEP)
 
     def _membership(self, groups: Any, n: int) -> np.ndarray:
         """0 or 1, (n, 1 + n_groups), the first column all 1."""
@@ -188,42 +203,28 @@ class ConditionalConformalClassifier(ScoringClassifier):
         return np.stack(columns, axis=1)
 
     def _threshold(self, pattern: np.ndarray, level: float) -> float:
-        """Largest nonconformity in the sets of cases of this membership; infinite where calibration says too little."""
+        """Least step in the sets of cases of this membership; minus infinity where calibration says too little.
+
+        The dual variable of the new case rises with its nonconformity, up to the level, which it reaches at the
+        threshold. So it is put just below the level, and the threshold is what a change of it would cost.
+        """
         key = level, pattern.tobytes()
         if key not in self._kept:
-            scores = self.calibration_[0]
-            low, high = scores.min() - 1, scores.max() + 1 + np.ptp(scores)
-            if self._dual(pattern, high, level) < float(exact_level(level)) - _RESOLUTION:
-                self._kept[key] = np.inf
-            else:  # the dual variable rises with the score that is tried, and reaches the level at the threshold
-                for _ in range(_STEPS):
-                    middle = (low + high) / 2
-                    if self._dual(pattern, middle, level) < float(exact_level(level)) - _RESOLUTION:
-                        low = middle
-                    else:
-                        high = middle
-                self._kept[key] = high
+            steps, member = self.calibration_
+            quantile = float(exact_level(level))
+            found = linprog(
+                steps * _UNIT,  # of which the negative is nonconformity
+                A_eq=member.T,
+                b_eq=-(quantile - _BELOW) * pattern,
+                bounds=(quantile - 1, quantile),
+                method="highs-ds",
+                options={"primal_feasibility_tolerance": 1e-9, "dual_feasibility_tolerance": 1e-8},
+            )
+            if found.status not in (_SOLVED, _INFEASIBLE):
+                raise ParameterError(
+                    f"predict_set: the quantile regression on {len(steps)} calibration cases was not solved "
+                    f"({found.message}). Fix: calibrate on other cases, or with fewer groups."
+                )
+            solved = found.status == _SOLVED
+            self._kept[key] = float(pattern @ found.eqlin.marginals) / _UNIT - _ROUNDING if solved else -np.inf
         return self._kept[key]
-
-    def _dual(self, pattern: np.ndarray, score: float, level: float) -> float:
-        """Dual variable of the new case, were this its score, in the quantile regression of all on membership."""
-        scores, member = self.calibration_
-        quantile = float(exact_level(level))
-        rows = _independent(np.vstack([member, pattern]))
-        found = linprog(
-            -np.append(scores, score),
-            A_eq=rows.T,
-            b_eq=np.zeros(rows.shape[1]),
-            bounds=(quantile - 1, quantile),
-            method="highs",
-        )
-        return float(found.x[-1])
-
-
-def _independent(rows: np.ndarray) -> np.ndarray:
-    """Columns that span the same space, none of them a sum of others: all values of an attribute sum to "all"."""
-    kept: list[int] = []
-    for k in range(rows.shape[1]):
-        if np.linalg.matrix_rank(rows[:, [*kept, k]]) == len(kept) + 1:
-            kept.append(k)
-    return rows[:, kept]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -17,6 +18,7 @@ from sklearn.utils import check_array
 from sklearn.utils._param_validation import HasMethods, Interval
 
 from ..errors import CalibrationSizeWarning, ParameterError
+from ..metrics import check_probabilities, exact_level
 from ._base import ScoringClassifier
 from ._weighted import WeightedScores, check_weights, effective_size
 from .certificate import Certificate
@@ -35,7 +37,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
     estimator : classifier or None, default=None
         As for `ConformalClassifier`.
     domain_classifier : classifier or None, default=None
-        Tells source from target by X; its odds are the weights. None: logistic regression on standardised features.
+        Tells source from target by X; its odds are the weights, recalibrated on cases that it has not seen. None:
+        logistic regression on standardised features.
     cv : int, default=5
         Folds in which the calibration cases are weighed by a domain classifier that has not seen them.
     score, score_params, randomized, prefit, random_state
@@ -62,6 +65,10 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
     case, over the draw of both. With estimated weights it is approximate, short by at most half the mean absolute error
     of the normalised weights. What breaks it: another prevalence or definition of the classes; no overlap (`outside_`,
     `domain_auroc_`), where weights cannot be estimated. A case that outweighs the calibration cases gets the full set.
+
+    Forests and neighbours say 1 where no training case disagreed, which is no odds. So the domain classifier gives the
+    order only, and an isotonic regression on the cases of all folds the probability, kept 1 / (m + 2) away from 0 and
+    1, where m cases were told apart.
 
     References
     ----------
@@ -140,8 +147,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         Warns
         -----
         CalibrationSizeWarning
-            If the calibration cases that are left, weighted, are too few for a finite threshold, or half of the target
-            is unlike all of them.
+            If the calibration cases that are left, weighted, are too few for a finite threshold, one of them outweighs
+            the misses allowed, or half of the target is unlike all of them.
         """
         self._prepare(X)
         if (target is None) == (weights is None):
@@ -152,19 +159,23 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         labels = self._labels(y, len(values))
         self.domain_auroc_ = self.outside_ = float("nan")
         if weights is not None:
-            self._weigh = weights
-            self.weights_ = check_weights(weights(_as_array(X)), len(values))
+            self._weigh, found = weights, weights(_as_array(X))
         else:
-            self.weights_ = self._fit_weights(_as_array(X), _as_array(target, "target"))
+            found = self._fit_weights(_as_array(X), _as_array(target, "target"))
+        self.weights_ = check_weights(found, len(values))
+        if not self.weights_.any():
+            raise ParameterError("weights: all are 0; nothing is left to calibrate on.")
         self.calibration_ = WeightedScores.from_cases(self._score_labels(values, labels), self.weights_)
         self.effective_n_ = effective_size(self.weights_)
         least = least_n(self.confidence_level)
-        if self.effective_n_ < least or self.outside_ > _OUTSIDE:
+        heaviest = float(self.calibration_.weights.max() / self.calibration_.total)
+        alpha = float(1 - exact_level(self.confidence_level))
+        if not self.effective_n_ >= least or heaviest > alpha or self.outside_ > _OUTSIDE:
             beyond = f"; {100 * self.outside_:.0f}% of the target weigh more than any of them" * (target is not None)
             warnings.warn(
                 f"The calibration cases say little of the target: weighted, the {len(values)} count as "
-                f"{self.effective_n_:.1f} (a finite threshold at {self.confidence_level:g} takes {least}){beyond}. "
-                "Fix: label some of the target.",
+                f"{self.effective_n_:.1f} (a finite threshold at {self.confidence_level:g} takes {least}), and one of "
+                f"them has {100 * heaviest:.0f}% of the weight{beyond}. Fix: label some of the target.",
                 CalibrationSizeWarning,
                 stacklevel=2,
             )
@@ -222,23 +233,26 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         both, is_target = np.concatenate([X, target]), np.repeat([0, 1], [len(X), len(target)])
         folds = StratifiedKFold(self.cv, shuffle=True, random_state=self.seed_)
         unseen = cross_val_predict(clone(domain), both, is_target, cv=folds, method="predict_proba")
+        unseen = check_probabilities(unseen, "domain_classifier")[:, 1]
         self.domain_classifier_ = clone(domain).fit(both, is_target)
-        self._weigh = self._odds
-        self.domain_auroc_ = float(roc_auc_score(is_target, unseen[:, 1]))
-        odds = _odds(unseen)
+        least = 1 / (len(both) + 2)
+        self._recalibrated = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+        self._recalibrated.fit(unseen, is_target)
+        self._weigh = self._odds_of
+        self.domain_auroc_ = float(roc_auc_score(is_target, unseen))
+        odds = self._odds(unseen)
         self.outside_ = float(np.mean(odds[len(X) :] > odds[: len(X)].max()))
         return odds[: len(X)]
 
-    def _odds(self, X: np.ndarray) -> np.ndarray:
-        return _odds(self.domain_classifier_.predict_proba(X))
+    def _odds(self, raw: np.ndarray) -> np.ndarray:
+        p = self._recalibrated.predict(raw)
+        return p / (1 - p)
+
+    def _odds_of(self, X: np.ndarray) -> np.ndarray:
+        return self._odds(check_probabilities(self.domain_classifier_.predict_proba(X), "domain_classifier")[:, 1])
 
     def _weights_of(self, X: ArrayLike, n: int) -> np.ndarray:
         return check_weights(self._weigh(_as_array(X)), n)
-
-
-def _odds(proba: np.ndarray) -> np.ndarray:
-    tiny = np.finfo(float).tiny
-    return proba[:, 1] / np.maximum(proba[:, 0], tiny**0.5)
 
 
 def _as_array(X: Any, name: str = "X") -> np.ndarray:

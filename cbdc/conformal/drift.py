@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import ParameterError
+from ._base import seed_of
 from .certificate import Certificate
 
 __all__ = ["DriftMonitor", "smoothed_p_values"]
@@ -21,6 +22,8 @@ _EPSILON = np.linspace(0.02, 1.0, 50)  # of the mixture of power martingales
 def smoothed_p_values(scores: ArrayLike, random_state: int | None = None) -> np.ndarray:
     """P-value of each score among those up to it, ties and the new one itself shared by chance.
 
+    The scores of the whole stream are given at once; `DriftMonitor.update_scores` takes them as they come.
+
     Parameters
     ----------
     scores : array-like of shape (n,)
@@ -30,6 +33,11 @@ def smoothed_p_values(scores: ArrayLike, random_state: int | None = None) -> np.
     Returns
     -------
     ndarray of shape (n,)
+
+    Raises
+    ------
+    ParameterError
+        If a score is NaN.
 
     Notes
     -----
@@ -44,15 +52,29 @@ def smoothed_p_values(scores: ArrayLike, random_state: int | None = None) -> np.
     >>> bool((smoothed_p_values(np.arange(100.0), random_state=0)[50:] > 0.9).all())
     True
     """
-    scores = np.asarray(scores, dtype=float)
-    u = np.random.default_rng(random_state).random(len(scores))
-    kept: np.ndarray = np.empty(0)
-    found = np.empty(len(scores))
-    for i, score in enumerate(scores):
-        below, through = np.searchsorted(kept, score, side="left"), np.searchsorted(kept, score, side="right")
-        found[i] = (below + u[i] * (through - below + 1)) / (i + 1)
-        kept = np.insert(kept, below, score)
-    return found
+    return _Arrivals(random_state).p_values(scores)
+
+
+class _Arrivals:
+    """The scores so far, in ascending order, and the chance by which ties are shared."""
+
+    def __init__(self, random_state: int | None) -> None:
+        self.rng = np.random.default_rng(random_state)
+        self.kept: np.ndarray = np.empty(0)
+
+    def p_values(self, scores: ArrayLike) -> np.ndarray:
+        """Of the next scores, which are then among those so far."""
+        scores = np.atleast_1d(np.asarray(scores, dtype=float))
+        if scores.ndim != 1:
+            raise ParameterError(f"scores: got shape {scores.shape}; expected (n,), one for each case.")
+        if len(wrong := np.flatnonzero(np.isnan(scores))):
+            raise ParameterError(f"scores: number {wrong[0]} is NaN. Fix: leave the case out and say so.")
+        found = np.empty(len(scores))
+        for i, (score, u) in enumerate(zip(scores, self.rng.random(len(scores)))):
+            below, through = np.searchsorted(self.kept, score, side="left"), np.searchsorted(self.kept, score, "right")
+            found[i] = (below + u * (through - below + 1)) / (len(self.kept) + 1)
+            self.kept = np.insert(self.kept, below, score)
+        return found
 
 
 class DriftMonitor(BaseEstimator):
@@ -67,6 +89,8 @@ class DriftMonitor(BaseEstimator):
         Probability of a false alarm over the whole stream.
     betting : {"jumper", "power"}, default="jumper"
         Bets on p-values that lie low or high, changing sides now and then; or on small ones.
+    random_state : int, RandomState instance or None, default=None
+        Of the shares of ties in `update_scores`.
 
     Attributes
     ----------
@@ -83,7 +107,8 @@ class DriftMonitor(BaseEstimator):
     **Guarantee.** Assumption: the p-values are independent and uniform, as smoothed ones of an exchangeable stream are,
     or at least conservative for "power". Statement: the probability of ever giving an alarm is at most alpha (Ville).
     What breaks it: several cases of one patient in a row; p-values against a fixed calibration set, which share it and
-    so are not independent: use those of `smoothed_p_values`, or `OnlineConformalClassifier`'s scores in order.
+    so are not independent: those of `OnlineConformalClassifier.p_values` of several cases at once, for example. Give
+    scores to `update_scores`, in order, or all of them to `smoothed_p_values`.
 
     References
     ----------
@@ -98,11 +123,20 @@ class DriftMonitor(BaseEstimator):
     True
     >>> bool(500 < monitor.update(rng.random(300) ** 3).alarm_time_ < 600)
     True
+
+    Scores as they come, for example `OnlineConformalClassifier.conformity_scores`:
+
+    >>> monitor = DriftMonitor(random_state=0)
+    >>> for score in np.concatenate([rng.standard_normal(500), rng.standard_normal(300) - 2]):
+    ...     monitor = monitor.update_scores([score])
+    >>> bool(500 < monitor.alarm_time_ < 600)
+    True
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
         "alpha": [Interval(Real, 0, 1, closed="neither")],
         "betting": [StrOptions({"jumper", "power"})],
+        "random_state": ["random_state"],
     }
 
     log_martingale_: float
@@ -112,10 +146,18 @@ class DriftMonitor(BaseEstimator):
     _scale: float
     _capital: np.ndarray
     _logs: np.ndarray
+    _arrivals: _Arrivals
 
-    def __init__(self, alpha: float = 0.01, *, betting: str = "jumper") -> None:
+    def __init__(
+        self,
+        alpha: float = 0.01,
+        *,
+        betting: str = "jumper",
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
         self.alpha = alpha
         self.betting = betting
+        self.random_state = random_state
 
     def update(self, p_values: ArrayLike) -> "DriftMonitor":
         """Bet on the next p-values, in order.
@@ -161,6 +203,32 @@ class DriftMonitor(BaseEstimator):
                 self.alarm_time_ = self.n_seen_
         return self
 
+    def update_scores(self, scores: ArrayLike) -> "DriftMonitor":
+        """Bet on the smoothed p-values of the next scores, in order, among all since the beginning.
+
+        However the stream is cut into calls, the p-values are those of `smoothed_p_values` of the whole, with the same
+        seed.
+
+        Parameters
+        ----------
+        scores : array-like of shape (n,)
+            Conformity scores: high for what is usual. The first ones may be of calibration cases.
+
+        Returns
+        -------
+        DriftMonitor
+            Itself.
+
+        Raises
+        ------
+        ParameterError
+            If a score is NaN.
+        """
+        self._validate_params()
+        if not hasattr(self, "n_seen_"):
+            self.reset()
+        return self.update(self._arrivals.p_values(scores))
+
     def reset(self) -> "DriftMonitor":
         """Begin anew, for example after the alarm was looked into; alpha then counts from here."""
         self.n_seen_, self.alarm_time_ = 0, None
@@ -168,6 +236,8 @@ class DriftMonitor(BaseEstimator):
         self._scale = 0.0
         self._capital = np.ones(len(_BETS))
         self._logs = np.zeros(len(_EPSILON))
+        seed = self.random_state
+        self._arrivals = _Arrivals(seed if isinstance(seed, int) else seed_of(seed))
         return self
 
     @property

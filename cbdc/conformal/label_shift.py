@@ -49,8 +49,11 @@ class LabelShiftConformalClassifier(ScoringClassifier):
     weights_ : ndarray of shape (n_classes,)
         Ratio of the two prevalences.
     coverage_loss_ : float
-        What the ends of the intervals allow: half the sum of the largest changes of the prevalences. 0 where they were
-        given, NaN where there is no interval.
+        By how much the coverage may fall short of `confidence_level`, the sum of two losses. Of the target's
+        prevalences: half the sum of their largest changes within the intervals; 0 where they were given, NaN where
+        there is no interval. Of the source's, where they are the shares of the calibration cases: ``1 -
+        confidence_level`` times the largest ratio of a class's prevalence to its number of calibration cases; 0 where
+        they were given, or the target has them too.
     effective_n_ : float
         Number of calibration cases of equal weight that would be as precise.
 
@@ -58,10 +61,12 @@ class LabelShiftConformalClassifier(ScoringClassifier):
     -----
     **Guarantee.** Assumption: within each class, calibration and target cases are of the same distribution, and the
     prevalences are right. Statement: P(y in set) >= confidence_level for a target case, over the draw of both. With the
-    source's prevalences taken from the calibration cases, or the target's estimated, it is approximate: the loss is at
-    most half the sum of the absolute errors of the prevalences, which `coverage_loss_` bounds by the interval's ends.
-    What breaks it: cases of a class that look otherwise in the target (camera, stage of disease); a class of the target
-    that calibration does not have. Class-conditional sets of `ConformalClassifier` need none of this, but are larger.
+    shares of the calibration cases as the source's prevalences it is at least confidence_level minus (1 -
+    confidence_level) max_k prevalence_k / n_k, given the n_k calibration cases of each class k. With the target's
+    estimated it is approximate: less half the sum of their absolute errors, which `coverage_loss_` bounds by the
+    intervals' ends. What breaks it: cases of a class that look otherwise in the target (camera, stage of disease); a
+    class of the target that calibration does not have. Class-conditional sets of `ConformalClassifier` need none of
+    this, but are larger.
 
     References
     ----------
@@ -133,7 +138,6 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         self._prepare(X)
         values = self._values(X)
         labels = self._labels(y, len(values))
-        self._of_source = ", those of the source being its shares here" if source_prevalence is None else ""
         counts = np.bincount(labels, minlength=len(self.classes_))
         if source_prevalence is None:
             self.source_prevalence_ = counts / len(labels)
@@ -148,11 +152,12 @@ class LabelShiftConformalClassifier(ScoringClassifier):
             self._means[k] = P[labels == k].mean(axis=0)
             if counts[k] > 1 and self._covariances is not None:
                 self._covariances[k] = np.cov(P[labels == k].T, bias=True) / counts[k]
-        self._counts = counts
+        self._counts, self._source_given = counts, source_prevalence is not None
         scores = self._score_labels(values, labels)
         order = np.argsort(scores, kind="stable")
         self.calibration_ = scores[order], labels[order]
         self._use(self.source_prevalence_, np.stack([self.source_prevalence_] * 2, axis=1))
+        self._set_loss(source=0.0)  # all weigh the same
         return self
 
     def adapt(
@@ -183,13 +188,14 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         if X is None:
             shares = self._prevalence(prevalence, "prevalence")
             self._use(shares, np.stack([shares, shares], axis=1))
-            return self
-        P = self._probabilities(X)
-        if self.method == "em":
-            shares = _maximum_likelihood(P, self.source_prevalence_)
+        elif self.method == "em":
+            shares = _maximum_likelihood(self._probabilities(X), self.source_prevalence_)
             self._use(shares, np.full((len(shares), 2), np.nan))
         else:
-            self._use(*self._black_box(P))
+            self._use(*self._black_box(self._probabilities(X)))
+        known = self.prevalence_ > 0
+        worst = (self.prevalence_[known] / np.maximum(self._counts[known], 1)).max()
+        self._set_loss(source=0.0 if self._source_given else float(worst))
         return self
 
     def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
@@ -221,15 +227,19 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         """What the sets promise, and what an estimated prevalence may cost."""
         level = self._level(confidence_level)
         statement = f"the set holds the true class of a target case with probability at least {level:g}"
-        if self.coverage_loss_ != 0:
-            loss = "an unknown amount" if np.isnan(self.coverage_loss_) else f"{self.coverage_loss_:.3f}"
+        of_target, of_source = self._losses
+        if of_target != 0:
+            loss = "an unknown amount" if np.isnan(of_target) else f"{np.ceil(1000 * of_target) / 1000:.3f}"
             statement += f", less {loss} for the estimate of the prevalences (95% intervals)"
+        if of_source != 0:
+            loss = f"{np.ceil(1000 * (1 - level) * of_source) / 1000:.3f}"
+            statement += f", less {loss} for those of the source, which are the shares of the calibration cases"
         return Certificate(
             statement,
             (
                 f"the cases of each class are of one distribution in the {len(self.calibration_[0])} calibration cases "
                 f"and in the target (weighted, they count as {self.effective_n_:.0f})",
-                "the prevalences are right" + self._of_source,
+                "the prevalences are right",
             ),
             ("cases of a class that look otherwise in the target", "a class that calibration does not have"),
             level,
@@ -247,10 +257,14 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         source = self.source_prevalence_
         self.prevalence_, self.prevalence_interval_ = shares, interval
         self.weights_ = np.divide(shares, source, out=np.zeros_like(shares), where=source > 0)
-        self.coverage_loss_ = float(np.abs(interval - shares[:, None]).max(axis=1).sum() / 2)
         scores, labels = self.calibration_
-        self._weighted = WeightedScores(scores, self.weights_[labels])
+        self._weighted = WeightedScores.from_cases(scores, self.weights_[labels])
         self.effective_n_ = effective_size(self._weighted.weights)
+
+    def _set_loss(self, source: float) -> None:
+        changes = np.abs(self.prevalence_interval_ - self.prevalence_[:, None]).max(axis=1)
+        self._losses = float(changes.sum() / 2), source
+        self.coverage_loss_ = self._losses[0] + (1 - float(self.confidence_level)) * source
 
     def _prevalence(self, shares: Any, name: str) -> np.ndarray:
         if isinstance(shares, Mapping):

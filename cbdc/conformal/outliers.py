@@ -177,11 +177,18 @@ class ConformalOutlierDetector(OutlierMixin, BaseEstimator):
         return self
 
     def p_values(self, X: ArrayLike) -> np.ndarray:
-        """Share of the calibration cases, the new one too, that are no more usual: (n,), small for outliers."""
+        """Share of the calibration cases, the new one too, that are no more usual: (n,), small for outliers.
+
+        Raises
+        ------
+        ParameterError
+            If the scorer gives NaN for a case.
+        """
         check_is_fitted(self, "calibration_scores_")
         scores = self._score(validate_data(self, X, dtype=np.float64, reset=False))
         calibration = self.calibration_scores_
-        no_better = np.searchsorted(calibration - 1e-9 * np.abs(calibration), scores, side="right")
+        slack = 1e-9 * np.where(np.isfinite(calibration), np.abs(calibration), 0)
+        no_better = np.searchsorted(calibration - slack, scores, side="right")
         found = (1 + no_better) / (1 + len(calibration))
         return found if self.delta is None else pac_p_values(found, np.array(len(calibration)), self.delta)
 
@@ -239,6 +246,15 @@ class ConformalOutlierDetector(OutlierMixin, BaseEstimator):
             self.scorer_ = clone(self.scorer).fit(X)
 
     def _score(self, X: np.ndarray) -> np.ndarray:
+        scores = self._usualness(X)
+        if len(wrong := np.flatnonzero(np.isnan(scores))):
+            raise ParameterError(
+                f"scorer: score_samples gave NaN for case {wrong[0]}, which is no outlier's score nor an inlier's. "
+                "Fix: give a scorer that scores every case, or leave the case out and say so."
+            )
+        return scores
+
+    def _usualness(self, X: np.ndarray) -> np.ndarray:
         if self.scorer == "knn":
             return -self.scorer_.kneighbors(X)[0].mean(axis=1)
         if self.scorer == "mahalanobis":

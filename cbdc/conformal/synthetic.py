@@ -171,11 +171,13 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         return float(min(max(wanted, best_first[high]), best_first[low]))
 
     def bounds(self, confidence_level: float | None = None) -> tuple[float, float]:
-        """Least and, without ties, largest coverage, whatever the other source is."""
+        """Least and largest coverage, whatever the other source is; the latter 1 where local scores tie at it."""
         level = self._level(confidence_level)
-        n = len(self.calibration_[0])
-        low, high = guard_ranks(n, len(self.calibration_[1]), level, self.beta_)
-        return low / (n + 1), high / (n + 1)
+        local, source = self.calibration_
+        n = len(local)
+        low, high = guard_ranks(n, len(source), level, self.beta_)
+        tied = 0 < high <= n and np.sum(local == local[n - high]) > 1
+        return low / (n + 1), 1.0 if tied else high / (n + 1)
 
     def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
         """Prediction sets, bool (n, n_classes); nested in the level.
