@@ -141,8 +141,70 @@ def test_predictive_values_fall_short_with_probability_delta():
     assert released > 0.9 * runs
 
 
+def test_a_pile_is_certified_with_the_cases_at_its_threshold():
+    """The .5 of the grid is the score of 200 benign cases: from there on a half is malignant, beyond it all are."""
+    X, y = np.repeat([[0, 1.0], [0.5, 0.5], [1, 0]], 200, axis=0), np.repeat([1, 0, 0], 200)
+    triage = ConformalTriage(malignant=[1], npv=0.9, ppv=0.9).conformalize(X, y)
+    assert triage.urgent_threshold_ > 0.5
+    table = triage.report(X, y).set_index("pile")
+    assert table.loc["urgent", "n"] == table.loc["urgent", "malignant"] == 200
+    X, y = X[:, ::-1], 1 - y
+    triage = ConformalTriage(malignant=[1], npv=0.9, ppv=0.999).conformalize(X, y)
+    assert triage.report(X, y).set_index("pile").loc["release", ["n", "malignant"]].tolist() == [200, 0]
+
+
+@given(votes=st.integers(2, 30), seed=seeds)
+def test_the_piles_of_calibration_are_the_piles_of_use(votes, seed):
+    """Scores that tie, on the grid and beside it: what was certified is what is later in the pile."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, votes + 1, 1200) / votes
+    y = (rng.random(1200) < scores**rng.choice([1, 3])).astype(int)
+    P = np.stack([1 - scores, scores], axis=1)
+    triage = ConformalTriage(malignant=[1], npv=0.8, ppv=0.7, delta=0.1).conformalize(P, y)
+    piles, share = triage.predict_triage(P), 0.1 / 2 / 10  # one of two piles, one of ten starts
+    for pile, wrong, level in (("release", y == 1, 1 - 0.8), ("urgent", y == 0, 1 - 0.7)):
+        inside = piles == pile
+        if inside.any() and (pile == "urgent" or not (piles == "urgent").any()):
+            assert stats.binom.cdf(wrong[inside].sum(), inside.sum(), level) <= share
+
+
+@pytest.mark.parametrize("votes", [2, 3, 4, 10, 30])
+def test_predictive_values_of_votes_fall_short_with_probability_delta(votes):
+    """Votes drawn evenly, malignant with probability score**2: the predictive values of every pile are known."""
+    rng = np.random.default_rng(0)
+    values, runs, delta = np.arange(votes + 1) / votes, 300, 0.1
+    levels = [1 - np.mean(values[values <= 0.5] ** 2) + 1e-3, np.mean(values[values >= 0.5] ** 2) + 1e-3]  # just missed
+    short = 0
+    for _ in range(runs):
+        scores = rng.choice(values, 400)
+        y = (rng.random(400) < scores**2).astype(int)
+        triage = ConformalTriage(malignant=[1], npv=levels[0], ppv=levels[1], delta=delta)
+        triage.conformalize(np.stack([1 - scores, scores], axis=1), y)
+        piles = triage.predict_triage(np.stack([1 - values, values], axis=1))
+        released, urgent = values[piles == "release"] ** 2, values[piles == "urgent"] ** 2
+        short += (len(released) and 1 - released.mean() < levels[0]) or (len(urgent) and urgent.mean() < levels[1])
+    assert m.clopper_pearson(short, runs, 1 - 1e-5)[0] <= delta
+
+
+@pytest.mark.parametrize("delta", [0.02, 0.05, 0.1])
+def test_a_pile_is_certified_exactly_where_its_share_of_delta_allows(delta):
+    """All cases in one pile with k errors: half of delta is for the other pile, a tenth of it for each start."""
+    n, level = 300, 0.2
+    for wrong, score, pile in ((1, 0.0, "release"), (0, 1.0, "urgent")):
+        X = np.tile([1 - score, score], (n, 1))
+        for k in range(25, 65):
+            y = np.where(np.arange(n) < k, wrong, 1 - wrong)
+            triage = ConformalTriage(malignant=[1], npv=1 - level, ppv=1 - level, delta=delta).conformalize(X, y)
+            certified = stats.binom.cdf(k, n, level) <= delta / 2 / 10
+            assert (triage.predict_triage(X[:1])[0] == pile) == certified
+
+
 def test_piles_add_up_and_batch_is_one_by_one():
     rng = np.random.default_rng(0)
+    many = ConformalTriage(malignant=range(9), npv=0.8, ppv=0.8)
+    P = rng.dirichlet(np.ones(12), 400)
+    many.conformalize(P, rng.integers(0, 12, 400))
+    np.testing.assert_array_equal(many.malignancy(P), [many.malignancy(P[[i]])[0] for i in range(400)])
     triage = ConformalTriage(malignant=[1], npv=0.8, ppv=0.8).conformalize(*population(rng, 3000))
     P, y = population(rng, 500)
     piles = triage.predict_triage(P)

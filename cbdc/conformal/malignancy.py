@@ -37,13 +37,14 @@ class MalignancyScorer(ProbabilityClassifier):
 
     def malignancy(self, X: ArrayLike) -> np.ndarray:
         """Probability of malignancy, (n,)."""
-        return self._probabilities(X)[:, malignant_columns(self.malignant, self.classes_)].sum(axis=1)
+        own = self._probabilities(X)[:, malignant_columns(self.malignant, self.classes_)]
+        return own.cumsum(axis=1)[:, -1]  # one by one, where sum would round a batch otherwise than a case alone
 
     def _scored(self, X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """Probability of malignancy of calibration cases, lowered by a rounding, and whether they are malignant."""
+        """Probability of malignancy of calibration cases, and whether they are malignant."""
         scores = self.malignancy(X)
         self.malignant_ = malignant_columns(self.malignant, self.classes_)
-        return scores * (1 - TIE), self.malignant_[self._labels(y, len(scores))]
+        return scores, self.malignant_[self._labels(y, len(scores))]
 
 
 class MalignancyClassifier(MalignancyScorer):
@@ -140,7 +141,8 @@ class MalignancyClassifier(MalignancyScorer):
         level = float(1 - exact_level(self.risk_level))
         n = int(malignant.sum())
         rank = pac_rank(n, level, float(self.delta)) if self.method == "rcps" else conformal_rank(n, level)
-        calibration = CalibrationScores.from_cases(scores[malignant], np.zeros(n, dtype=int), (1, 1))
+        lowered = scores[malignant] * (1 - TIE)
+        calibration = CalibrationScores.from_cases(lowered, np.zeros(n, dtype=int), (1, 1))
         self.risk_level_, self.method_, self.delta_ = float(self.risk_level), self.method, float(self.delta)
         self.n_malignant_ = n
         self.threshold_ = float(calibration.at_ranks(np.array([[rank]]))[0, 0])

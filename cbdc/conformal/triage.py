@@ -61,7 +61,8 @@ class ConformalTriage(MalignancyScorer):
     prevalence above all, since predictive values depend on it; several cases of one patient (give `units`).
 
     Each threshold of a fixed grid is tested with the exact binomial law of the errors in its pile, in order from the
-    safe end, begun at ten places that share delta / 2 (Learn-then-Test).
+    safe end, begun at ten places that share delta / 2 (Learn-then-Test). A pile holds the same cases in calibration and
+    later, those at its threshold too: votes and other scores that tie are certified as they are.
 
     References
     ----------
