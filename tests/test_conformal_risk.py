@@ -158,7 +158,7 @@ def test_the_piles_of_calibration_are_the_piles_of_use(votes, seed):
     """Scores that tie, on the grid and beside it: what was certified is what is later in the pile."""
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, votes + 1, 1200) / votes
-    y = (rng.random(1200) < scores**rng.choice([1, 3])).astype(int)
+    y = (rng.random(1200) < scores ** rng.choice([1, 3])).astype(int)
     P = np.stack([1 - scores, scores], axis=1)
     triage = ConformalTriage(malignant=[1], npv=0.8, ppv=0.7, delta=0.1).conformalize(P, y)
     piles, share = triage.predict_triage(P), 0.1 / 2 / 10  # one of two piles, one of ten starts
