@@ -297,6 +297,29 @@ def test_the_guarantee_in_words():
     assert "always in the set" in text
 
 
+@pytest.mark.parametrize("guarantee", ["marginal", "pac"])
+@pytest.mark.parametrize(
+    ("options", "votes"),
+    [({"score": "topk"}, None), ({"score": "lac"}, 10), ({"score": "aps"}, 30), ({"score": "lac"}, None)],
+)
+def test_the_band_holds_where_scores_tie(options, votes, guarantee):
+    """A population of 20,000 whose coverage is counted; 60 calibrations on 300 of it."""
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 20_000, 7, scale=1.5)
+    if votes:
+        P = rng.multinomial(votes, P) / votes
+    clf, inside = ConformalClassifier(**options, guarantee=guarantee), 0
+    for _ in range(60):
+        rows = rng.permutation(20_000)[:300]
+        condition = clf.conformalize(P[rows], y[rows]).certificate().conditions[0]
+        sets = clf.predict_set(P)
+        inside += condition.low <= m.coverage(sets, y) <= condition.high
+        if not votes:
+            assert (condition.high == 1) == (options["score"] == "topk")
+        assert ("or more" in str(clf.certificate())) == (condition.high == 1)
+    assert m.clopper_pearson(inside, 60, 1 - 1e-4)[1] >= 0.9
+
+
 # --- memory
 
 

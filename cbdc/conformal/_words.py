@@ -9,6 +9,7 @@ import numpy as np
 from ..metrics import conformal_rank, exact_level
 from .certificate import Certificate, Condition
 from .patients import approximate_band
+from .scores import SCORES
 
 if TYPE_CHECKING:
     from .classifier import ConformalClassifier
@@ -109,14 +110,18 @@ def _conditions(clf: "ConformalClassifier", level: float) -> list[Condition]:
     calibration = clf.calibration_
     thresholds, found = clf.thresholds(level), []
     for name, n, cell in _cells(clf):
-        if calibration.units is None or n == calibration.counts[cell]:  # one case of each unit
-            found.append(Condition.from_rank(name, n, clf.rank(n, level)))
-            continue
         start = int(calibration.offsets[cell])
         cases = slice(start, start + int(calibration.counts[cell]))
+        scores = calibration.scores[cases]
+        if calibration.units is None or n == calibration.counts[cell]:  # one case of each unit
+            condition, limit = Condition.from_rank(name, n, clf.rank(n, level)), thresholds[cell]
+            if SCORES[clf.score_name_].ties or limit == -np.inf or np.sum(scores == limit) > 1:
+                condition = dataclasses.replace(condition, high=1.0)  # with ties coverage is stochastically larger
+            found.append(condition)
+            continue
         condition = Condition(name, n, n + 1, 1.0, 1.0, approximate=True)
         if np.isfinite(thresholds[cell]):
-            covered, units = calibration.scores[cases] >= thresholds[cell], calibration.units[cases]
+            covered, units = scores >= thresholds[cell], calibration.units[cases]
             low, high = approximate_band(covered, units)
             rank = min(n, conformal_rank(n, level))
             condition = dataclasses.replace(condition, rank=rank, low=low, high=high)

@@ -104,12 +104,13 @@ class ConformalClassifier(ScoringClassifier):
     **Guarantee.** Assumption: calibration cases and the new case are exchangeable, and none was used to fit, to choose
     or to tune the classifier. Statement: P(y in set) >= confidence_level, and <= confidence_level + 1 / (n + 1) where
     scores do not tie, over the draw of both; with `condition_on`, given the class, the group, or both. Given the
-    calibration cases the coverage is itself random, and `certificate` prints its exact band; with ``guarantee="pac"``
-    it is at least confidence_level with probability 1 - delta over them. What breaks it: another
-    population than the calibration cases (for None also another prevalence; for "class" not prevalence alone); several
-    images of one lesion or patient; calibrating on training data; choosing the level after looking at the sets. It is a
-    statement about many cases, not about this one. It does not rest on the uniformity of the number that "aps" draws,
-    which is a fixed function of the case; equal cases get equal numbers, and ties only add to coverage.
+    calibration cases the coverage is itself random, and `certificate` prints the band that holds it with probability
+    0.9 (where scores tie at the threshold, its lower end); with ``guarantee="pac"`` it is at least confidence_level
+    with probability 1 - delta over them. What breaks it: another population than the calibration cases (for None also
+    another prevalence; for "class" not prevalence alone); several images of one lesion or patient; calibrating on
+    training data; choosing the level after looking at the sets. It is a statement about many cases, not about this one.
+    It does not rest on the uniformity of the number that "aps" draws, which is a fixed function of the case; equal
+    cases get equal numbers, and ties only add to coverage.
 
     Empty sets are possible (no label conforms at this level) and are kept: filling them would hide what they say.
 

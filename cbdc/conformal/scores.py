@@ -306,6 +306,8 @@ class Score(NamedTuple):
         Computed in the dtype of the values; otherwise in float64.
     infinite : bool
         It may be minus infinity on the linear scale too.
+    ties : bool
+        Cases that differ tie: it takes a few values.
     defaults : dict
         Its numbers.
     """
@@ -314,6 +316,7 @@ class Score(NamedTuple):
     ranked: bool = True
     narrow: bool = False
     infinite: bool = False
+    ties: bool = False
     defaults: Params = {}  # noqa: RUF012
 
 
@@ -323,7 +326,7 @@ SCORES = {
     "raps": Score(raps, defaults={"penalty": 0.1, "k_reg": 2}),
     "saps": Score(saps, defaults={"weight": 0.2}),
     "margin": Score(margin, infinite=True),
-    "topk": Score(topk),
+    "topk": Score(topk, ties=True),
     "rank": Score(rank),
 }
 
