@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-# Calibration scores are lowered by a last place of float32, so that what differs by less counts as tied, and a tie
+# Calibration scores are lowered by a last place of float32 or more (`scores.slack_of`), so that what differs by less counts as tied, and a tie
 # conforms: the size of the batch, or the order in which an ensemble sums its votes, may move a probability that much,
 # and must not move a case out of its set.
 TIE = 2.0**-23
