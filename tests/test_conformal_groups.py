@@ -11,6 +11,7 @@ from test_conformal_properties import draw_cases
 
 from cbdc import ConformalClassifier
 from cbdc.conformal import least_n
+from cbdc.conformal.groups import group_names
 from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 
@@ -73,6 +74,38 @@ def test_the_last_attribute_is_given_up_first():
     assert clf.merged_groups_["V, m"] == "V, other"
     assert clf.merged_groups_["I, m"] == clf.merged_groups_["I, f"] == "I, f or I, m"
     assert clf.n_calibration_[clf.merged_groups_["V, f"]] >= 10
+
+
+def test_no_group_is_merged_by_its_name():
+    """A real "other" keeps its cases, and a comma within a value makes no other combination of it."""
+    P, y, _ = draw_cases(np.random.default_rng(0), 400, 3)
+    groups = np.array(["other"] * 300 + ["A"] * 6 + ["B"] * 6 + ["C"] * 88)
+    clf = calibrated(P, y, groups, small_groups="merge")
+    assert clf.n_calibration_ == {"C": 88, "other": 300, "other (merged)": 12}
+    assert clf.merged_groups_ == {"A": "other (merged)", "B": "other (merged)"}
+    two = np.array([["head, neck", "left"]] * 200 + [["head", "neck, left"]] * 200)
+    clf = calibrated(P, y, two)
+    assert sorted(clf.n_calibration_.values()) == [200, 200]
+    np.testing.assert_array_equal(clf._group_codes(two, 400) == clf._group_codes(two, 400)[0], np.arange(400) < 200)
+    three = np.array([["V", "other"]] * 40 + [["V", "f"]] * 5 + [["V", "m"]] * 5 + [["I", "f"]] * 350)
+    clf = calibrated(P, y, three, small_groups="merge")
+    assert clf.n_calibration_ == {"I, f": 350, "V, other": 40, "V, other (merged)": 10}
+
+
+def test_a_group_that_bears_the_name_of_merged_ones_was_not_calibrated():
+    P, y, _ = draw_cases(np.random.default_rng(0), 112, 3)
+    clf = calibrated(P, y, np.repeat(["A", "B", "C"], [6, 6, 100]), small_groups="merge")
+    assert clf.groups_.tolist() == ["C", "other"]
+    with pytest.raises(ParameterError, match=r"group 'other', which was not calibrated; known are 'A', 'B', 'C'"):
+        clf.predict_set(P[:1], groups=["other"])
+    assert clf.predict_set(P[:1], groups=["A"]).shape == (1, 3)
+
+
+@given(rows=st.lists(st.lists(st.text("a, \\=", max_size=4), min_size=2, max_size=2), min_size=2, max_size=12))
+def test_names_of_combinations_are_as_many_as_the_combinations(rows):
+    table = np.array(rows)
+    names = group_names(table, len(rows))[0]
+    assert len(set(names)) == len({tuple(row) for row in table.tolist()})
 
 
 def test_small_groups_can_be_refused():

@@ -80,12 +80,12 @@ def test_pac_p_values_are_upper_limits_of_clopper_and_pearson():
 def test_window_p_values_give_the_sets(window):
     """19 of 20 at 0.95: the float 1 - 19/20 exceeds .05, and would take in what the set leaves out."""
     rng = np.random.default_rng(0)
-    P = rng.dirichlet(np.ones(4), 400)
-    y = (P.cumsum(axis=1) < rng.random((400, 1))).sum(axis=1)
+    P = rng.dirichlet(np.ones(4), 500)
+    y = (P.cumsum(axis=1) < rng.random((500, 1))).sum(axis=1)
     for level in (0.1, 0.3, 0.6, 0.7, 0.8, 0.9, 0.95):
-        clf = ConformalClassifier(guarantee="pac", window=window, confidence_level=level).conformalize(P[:150], y[:150])
-        sets = clf.p_values(P[150:]) > float(1 - exact_level(level))
-        np.testing.assert_array_equal(clf.predict_set(P[150:]), sets)
+        clf = ConformalClassifier(guarantee="pac", window=window, confidence_level=level).conformalize(P[:250], y[:250])
+        sets = clf.p_values(P[250:]) > float(1 - exact_level(level))
+        np.testing.assert_array_equal(clf.predict_set(P[250:]), sets)
 
 
 def test_the_certificate_says_what_is_promised_and_survives_json():

@@ -16,7 +16,7 @@ from ._codes import group_codes
 from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
 from ._words import describe_small_conditions, make_certificate
 from .certificate import Certificate
-from .groups import group_names, renamed, settle_small_groups
+from .groups import calibrated_codes, group_names, renamed, settle_small_groups
 from .pac import pac_least_n, pac_p_values, pac_rank
 from .patients import draw_one, unit_codes
 from .scores import score_dtype, truncated
@@ -86,7 +86,7 @@ class ConformalClassifier(ScoringClassifier):
     groups_ : ndarray of shape (n_groups,) or None
         Groups of the calibration cases, in the order of the rows of the tables.
     merged_groups_ : dict of str to str
-        New name of every group that was merged.
+        New name of every group that was merged; cases are given by the old one.
     columns_ : ndarray of shape (n_classes,), int, or None
         Column of the tables of each class, which for ``condition_on="cluster"`` is its cluster; None where there is one
         column for all.
@@ -478,7 +478,7 @@ class ConformalClassifier(ScoringClassifier):
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
         if self.groups_ is None:
             return np.zeros(n, dtype=np.intp)
-        return group_codes(renamed(group_names(groups, n)[0], self.merged_groups_), self.groups_)
+        return calibrated_codes(group_names(groups, n)[0], self.groups_, self.merged_groups_)
 
     def _score_labels(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return self._truncated(super()._score_labels(values, labels), values, labels)

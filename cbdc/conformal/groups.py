@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ParameterError
-from ._codes import check_groups
+from ._codes import check_groups, group_codes
 
-__all__ = ["group_names", "merge_small_groups", "renamed", "settle_small_groups"]
+__all__ = ["calibrated_codes", "group_names", "merge_small_groups", "renamed", "settle_small_groups"]
 
 
 def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Name of each case's group (n,), and its attributes (n, n_attributes).
 
     Of several attributes, the columns of a table, every combination is a group, named by the values: with the names of
-    the columns where there are any, as in ``"sex=female, skin_type=V"``.
+    the columns where there are any, as in ``"sex=female, skin_type=V"``. A comma within a value is written ``"\\,"``, so
+    that no two combinations have one name.
     """
     if not isinstance(groups, pd.DataFrame) and np.ndim(groups) < 2:
         names = check_groups(groups, n)
@@ -27,7 +28,8 @@ def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     columns = []
     for name in table.columns:
         values = check_groups(table[name].to_numpy(), n).astype(str)
-        columns.append(np.char.add(f"{name}=", values) if isinstance(name, str) else values)
+        values = np.char.add(f"{name}=", values) if isinstance(name, str) else values
+        columns.append(np.char.replace(np.char.replace(values, "\\", "\\\\"), ",", "\\,"))
     attributes = np.stack(columns, axis=1)
     return np.array([", ".join(row) for row in attributes]), attributes
 
@@ -85,6 +87,21 @@ def renamed(names: np.ndarray, merged: dict[str, str]) -> np.ndarray:
     return np.array([merged.get(name, name) for name in names.astype(str).tolist()]) if merged else names
 
 
+def calibrated_codes(names: np.ndarray, known: np.ndarray, merged: dict[str, str]) -> np.ndarray:
+    """Row of each case's group among the `known` ones after merging, by its name before it.
+
+    The name of merged groups is none of a case: one that bears it by chance is of a group that was not calibrated.
+    """
+    if not merged:
+        return group_codes(names, known)
+    rows = {str(name): row for row, name in enumerate(known.tolist())}
+    new = set(merged.values())
+    rows_before = {name: row for name, row in rows.items() if name not in new}
+    rows_before |= {old: rows[name] for old, name in merged.items()}
+    before = np.array(sorted(rows_before))
+    return np.array([rows_before[name] for name in before])[group_codes(names.astype(str), before)]
+
+
 def merge_small_groups(
     names: np.ndarray, attributes: np.ndarray, is_small: Callable[[np.ndarray], bool]
 ) -> dict[str, str]:
@@ -110,6 +127,8 @@ def merge_small_groups(
     cases = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
 
     def pool(parts: list[str], name: str) -> None:
+        while name in first or name in members:  # a name that some group has already
+            name += " (merged)"
         found = [member for part in parts for member in members.pop(part)]
         indices = np.concatenate([cases.pop(part) for part in parts])
         members[name], cases[name] = found, indices
