@@ -292,6 +292,22 @@ def test_bad_inputs_are_named(call, message):
         call()
 
 
+@pytest.mark.parametrize("kind", [MalignancyClassifier, ConformalTriage])
+def test_the_certificate_names_the_malignant_classes(kind):
+    """Left unnamed they would be the last class of the alphabet, vasc, which is benign."""
+    rng = np.random.default_rng(0)
+    y = rng.choice(["bcc", "mel", "nv", "vasc"], 300)
+    X = rng.standard_normal((300, 2))
+    clf = kind(LogisticRegression()).fit(X[:100], y[:100])
+    with pytest.raises(ParameterError, match=r"here are 4: \['bcc', 'mel', 'nv', 'vasc'\].*name those"):
+        clf.conformalize(X[100:], y[100:])
+    clf.set_params(malignant=["mel", "bcc"]).conformalize(X[100:], y[100:])
+    assert "classes 'bcc', 'mel'" in str(clf.certificate())
+    P, y = population(rng, 300)
+    np.testing.assert_array_equal(kind().conformalize(P, y).malignancy(P), P[:, 1])
+    assert "class 1)" in str(kind().conformalize(P, y).certificate())
+
+
 def test_no_malignant_case_flags_everything():
     clf = MalignancyClassifier(malignant=[1]).conformalize(GOOD, np.zeros(50, dtype=int))
     assert clf.flag(GOOD).all()

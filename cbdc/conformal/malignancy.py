@@ -25,7 +25,7 @@ class MalignancyScorer(ProbabilityClassifier):
     Parameters
     ----------
     malignant : sequence of class names
-        Their probabilities are summed; without an estimator column numbers. None stands for the last class.
+        Their probabilities are summed; without an estimator column numbers. None stands for the second of two classes.
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
@@ -39,6 +39,12 @@ class MalignancyScorer(ProbabilityClassifier):
         """Probability of malignancy, (n,)."""
         own = self._probabilities(X)[:, malignant_columns(self.malignant, self.classes_)]
         return own.cumsum(axis=1)[:, -1]  # one by one, where sum would round a batch otherwise than a case alone
+
+    @property
+    def _malignant_names(self) -> str:
+        """The classes that count as malignant, for a certificate."""
+        names = self.classes_[self.malignant_].tolist()
+        return f"class{'es' * (len(names) > 1)} {', '.join(map(repr, names))}"
 
     def _scored(self, X: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Probability of malignancy of calibration cases, and whether they are malignant."""
@@ -55,7 +61,8 @@ class MalignancyClassifier(MalignancyScorer):
     estimator : classifier or None, default=None
         As for `ConformalClassifier`.
     malignant : sequence of class names
-        Their probabilities are summed; without an estimator column numbers. None stands for the last class.
+        Their probabilities are summed; without an estimator column numbers. None stands for the second of two classes;
+        of more they must be named.
     method : {"crc", "rcps"}, default="crc"
         Whether the rate is kept on average over calibrations, or with probability 1 - `delta` given this one.
     risk_level : float, default=0.05
@@ -167,7 +174,7 @@ class MalignancyClassifier(MalignancyScorer):
             statement += f" (every case is flagged: {n} malignant cases are too few for less)"
         return Certificate(
             statement,
-            (f"the {n} malignant calibration cases and a new one are exchangeable",),
+            (f"the {n} malignant calibration cases ({self._malignant_names}) and a new one are exchangeable",),
             ("other malignancies, stages or cameras than in calibration",),
             1 - level,
             n,
@@ -177,8 +184,13 @@ class MalignancyClassifier(MalignancyScorer):
 
 def malignant_columns(malignant: Any, classes: np.ndarray) -> np.ndarray:
     """Bool (n_classes,): which columns count as malignant."""
+    if malignant is None and len(classes) == 2:
+        return np.array([False, True])
     if malignant is None:
-        return np.arange(len(classes)) == len(classes) - 1
+        raise ParameterError(
+            f"malignant: None stands for the second of two classes; here are {len(classes)}: {classes.tolist()}. Fix: "
+            "name those that count as malignant."
+        )
     unknown = [name for name in malignant if name not in classes.tolist()]
     columns = np.isin(classes, list(malignant))
     if unknown or columns.all() or not columns.any():

@@ -204,7 +204,7 @@ class ConformalTriage(MalignancyScorer):
         return Certificate(
             f"with probability at least {1 - self.delta_:g} over the calibration cases, " + ", and ".join(parts),
             (
-                f"the {self.n_calibration_} calibration cases ({self.n_malignant_} malignant) and those to come are "
+                f"the {self.n_calibration_} calibration cases ({self.n_malignant_} malignant: {self._malignant_names}) and those to come are "
                 "independent and of one population, prevalence included",
             ),
             ("another prevalence of malignancy", "several calibration cases of one patient"),
