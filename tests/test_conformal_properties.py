@@ -1,5 +1,6 @@
 """Conformal sets: the properties that every score, condition and level must have."""
 
+import functools
 import warnings
 from fractions import Fraction
 
@@ -38,7 +39,7 @@ CONDITIONS = [
 ]
 every_score = pytest.mark.parametrize("options", OPTIONS)
 every_condition = pytest.mark.parametrize("condition", CONDITIONS)
-few = settings(max_examples=8)
+few, more = settings(max_examples=8), settings(max_examples=20)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -51,10 +52,17 @@ def conformalized(P, y, groups=None, classes=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationSizeWarning)
         if options.get("condition_on") == "cluster" or options.get("rank_calibrated"):
-            other, labels, _ = draw_cases(np.random.default_rng(1), 150, P.shape[1])
             order = np.arange(P.shape[1]) if classes is None else classes
-            clf.tune(other[:, order].astype(P.dtype), np.argsort(order)[labels])
+            clf.tuned_ = tuned(tuple(order.tolist()), P.dtype, **options)
         return clf.conformalize(P, y, groups=groups)
+
+
+@functools.cache
+def tuned(order, dtype, **options):
+    """What `tune` chooses on 150 other cases: the same for all that is calibrated with these options."""
+    other, labels, _ = draw_cases(np.random.default_rng(1), 150, len(order))
+    clf = ConformalClassifier(**options)
+    return clf.tune(other[:, list(order)].astype(dtype), np.argsort(order)[labels]).tuned_
 
 
 def predict(clf, *args, **options):
@@ -289,7 +297,7 @@ def test_a_permutation_of_the_classes_permutes_the_sets(options, condition, seed
     np.testing.assert_array_equal(predict(other, P[60:][:, order], groups=groups[60:]), sets[:, order])
 
 
-@few
+@more
 @every_score
 @every_condition
 @given(seed=seeds)
