@@ -22,7 +22,7 @@ from cbdc.conformal import (
     rcps_index,
     risk_p_values,
 )
-from cbdc.errors import ParameterError
+from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -308,7 +308,68 @@ def test_the_certificate_names_the_malignant_classes(kind):
     assert "class 1)" in str(kind().conformalize(P, y).certificate())
 
 
-def test_no_malignant_case_flags_everything():
-    clf = MalignancyClassifier(malignant=[1]).conformalize(GOOD, np.zeros(50, dtype=int))
+@pytest.mark.parametrize(("method", "needed"), [("crc", 19), ("rcps", 59)])
+@pytest.mark.parametrize("n", [0, 4])
+def test_too_few_malignant_cases_flag_everything_and_warn(method, needed, n):
+    y = (np.arange(50) < n).astype(int)
+    with pytest.warns(CalibrationSizeWarning, match=f"sensitivity of 0.95, which takes {needed}: {n}; so every") as caught:
+        clf = MalignancyClassifier(malignant=[1], method=method).conformalize(GOOD, y)
+    assert caught[0].filename == __file__
     assert clf.flag(GOOD).all()
-    assert "too few" in str(clf.certificate())
+    assert f"{n} malignant cases are too few" in str(clf.certificate())
+    assert f"malignant cases (n = {n}): 1, always" in str(clf.certificate())
+    enough = MalignancyClassifier(malignant=[1], method=method)
+    P, _ = population(np.random.default_rng(0), needed)
+    assert np.isfinite(enough.conformalize(P, np.ones(needed, dtype=int)).threshold_)
+
+
+@pytest.mark.parametrize("method", ["crc", "rcps"])
+def test_malignant_units_count_once(method):
+    """One malignant image of each lesion is drawn, whatever is benign beside it; the promise is for a new lesion."""
+    rng = np.random.default_rng(0)
+    P, y = population(rng, 600)
+    units = rng.integers(0, 200, 600)
+    clf = MalignancyClassifier(malignant=[1], method=method, random_state=3)
+    alone = clf.conformalize(P, y).threshold_
+    assert "several calibration cases of one patient or lesion" in str(clf.certificate())
+    clf.conformalize(P, y, units=units)
+    assert clf.n_malignant_ == len(np.unique(units[y == 1])) < y.sum()
+    assert clf.threshold_ != alone
+    text = str(clf.certificate())
+    assert "drawn from a new patient or lesion that has one" in text
+    assert "several calibration cases" not in text
+    assert ("independent" in text) == (method == "rcps")
+    assert ("exchangeable" in text) == (method == "crc")
+    copies = clf.conformalize(np.tile(P, (5, 1)), np.tile(y, 5), units=np.tile(np.arange(600), 5)).threshold_
+    assert copies == alone
+    with pytest.raises(ValueError, match="units"):
+        clf.conformalize(P, y, units=units[:5])
+
+
+@pytest.mark.parametrize("method", ["crc", "rcps"])
+def test_the_band_of_the_sensitivity_holds(method):
+    """With p uniform among the malignant cases the sensitivity of a threshold is one less that threshold."""
+    rng = np.random.default_rng(0)
+    clf, inside = MalignancyClassifier(malignant=[1], method=method, risk_level=0.1), 0
+    for _ in range(400):
+        p = rng.random(100)
+        clf.conformalize(np.stack([1 - p, p], axis=1), np.ones(100, dtype=int))
+        inside += clf.condition_.low <= 1 - clf.threshold_ <= clf.condition_.high
+    low, high = stats.binom.ppf([1e-5, 1 - 1e-5], 400, 0.9)
+    assert low <= inside <= high
+    clf.conformalize(np.full((100, 2), 0.5), np.ones(100, dtype=int))
+    assert clf.condition_.high == 1
+
+
+def test_the_certificate_says_why_nothing_is_released():
+    rng = np.random.default_rng(0)
+    P, y = population(rng, 3000)
+    triage = ConformalTriage(malignant=[1], npv=0.5, ppv=0.1).conformalize(P, y)
+    assert triage.release_threshold_ == -np.inf
+    assert "nothing is released, since all that could be certified is urgent already" in str(triage.certificate())
+    triage = ConformalTriage(malignant=[1], npv=0.9999, ppv=0.8).conformalize(P, y)
+    assert "no threshold could be certified for 0.9999 benign" in str(triage.certificate())
+    assert "several calibration cases" in str(triage.certificate())
+    text = str(triage.conformalize(P, y, units=np.arange(3000) // 2).certificate())
+    assert "1500 calibration cases, one of each patient or lesion," in text
+    assert "several calibration cases" not in text

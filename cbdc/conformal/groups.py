@@ -16,8 +16,8 @@ def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Name of each case's group (n,), and its attributes (n, n_attributes).
 
     Of several attributes, the columns of a table, every combination is a group, named by the values: with the names of
-    the columns where there are any, as in ``"sex=female, skin_type=V"``. A comma within a value is written ``"\\,"``, so
-    that no two combinations have one name.
+    the columns where there are any, as in ``"sex=female, skin_type=V"``. A comma within a value is written ``"\\,"``,
+    so that no two combinations have one name.
     """
     if not isinstance(groups, pd.DataFrame) and np.ndim(groups) < 2:
         names = check_groups(groups, n)
