@@ -312,7 +312,7 @@ def test_the_certificate_names_the_malignant_classes(kind):
 @pytest.mark.parametrize("n", [0, 4])
 def test_too_few_malignant_cases_flag_everything_and_warn(method, needed, n):
     y = (np.arange(50) < n).astype(int)
-    with pytest.warns(CalibrationSizeWarning, match=f"sensitivity of 0.95, which takes {needed}: {n}; so every") as caught:
+    with pytest.warns(CalibrationSizeWarning, match=f"of 0.95, which takes {needed}: {n}; so every") as caught:
         clf = MalignancyClassifier(malignant=[1], method=method).conformalize(GOOD, y)
     assert caught[0].filename == __file__
     assert clf.flag(GOOD).all()
