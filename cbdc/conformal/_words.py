@@ -67,6 +67,8 @@ def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: 
     fix = "calibrate on more cases, or lower the level"
     if by_class or by_group:
         fix += ", or condition on less"
+    if by_group and clf.small_groups != "merge":
+        fix += ", or merge groups (small_groups='merge')"
     return (
         f"Too few calibration cases for a finite threshold at confidence level {level:g}, which takes "
         f"{needed}. {listed}{more}. Fix: {fix}."
@@ -74,13 +76,26 @@ def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: 
 
 
 def _among(clf: "ConformalClassifier") -> str:
-    return {
+    found = {
         None: " on average over all cases",
         "class": " among the cases of each class",
         "group": " among the cases of each group",
         "class_and_group": " among the cases of each class in each group",
         "cluster": " among the cases of each cluster of classes",
     }[clf.condition_on_]
+    if clf.groups_ is not None and clf.merged_groups_:
+        if len(clf.groups_) == 1:
+            by_class = "each class" if clf.columns_ is not None else "all groups"
+            return f" among the cases of {by_class} together (all groups were merged, and none has a guarantee of its own)"
+        found += " (small groups were merged: it holds for what they became, not for each of them)"
+    return found
+
+
+def _group_name(clf: "ConformalClassifier", group: Any) -> str:
+    """A group in words, with those that were merged into it."""
+    members = sorted(old for old, new in clf.merged_groups_.items() if new == str(group))
+    shown = ", ".join(map(repr, members[:_LISTED])) + f" and {len(members) - _LISTED} more" * (len(members) > _LISTED)
+    return f"group {group!r}" + (f" (merged: {shown})" if members else "")
 
 
 def _broken_by(clf: "ConformalClassifier") -> tuple[str, ...]:
@@ -101,7 +116,7 @@ def _cells(clf: "ConformalClassifier") -> list[tuple[str, int, tuple[int, int]]]
             members = [repr(name) for name in clf.classes_[clf.columns_ == k].tolist()]
             names.append(f"class{'es' * (len(members) > 1)} {', '.join(members)}")
         if clf.groups_ is not None:
-            names.append(f"group {clf.groups_[g].item()!r}")
+            names.append(_group_name(clf, clf.groups_[g].item()))
         cells.append((" in ".join(names), int(n), (g, k)))
     return cells
 

@@ -63,8 +63,9 @@ class ConformalClassifier(ScoringClassifier):
         What is done about several cases of one patient or lesion, where `conformalize` is told of them: all of them
         share the weight of one, or one of each is drawn, which PAC thresholds take.
     small_groups : {"warn", "refuse", "merge"}, default="warn"
-        What is done about a group with too few cases for a finite threshold at `confidence_level`: its sets hold every
-        class, with a warning; an error; or it is merged with others, see `merged_groups_`.
+        What is done about too few cases for a finite threshold at `confidence_level`: sets hold every class there (or
+        that class), with a warning; an error, under any condition; or small groups are merged with others, under the
+        group-wise conditions, see `merged_groups_`.
     randomized : bool, default=True
         Whether a score that can be randomised draws a uniform number for each case, from its probabilities and the
         seed. It makes the sets smaller and removes ties, but only between rows of probabilities that differ: the number
@@ -270,8 +271,8 @@ class ConformalClassifier(ScoringClassifier):
         Raises
         ------
         ValueError
-            If a label or a probability is not what it should be (the message names the row), groups are missing, or a
-            group is too small and ``small_groups="refuse"``.
+            If a label or a probability is not what it should be (the message names the row), groups are missing, or
+            there are too few cases of a condition and ``small_groups="refuse"``.
 
         Warns
         -----
@@ -299,7 +300,7 @@ class ConformalClassifier(ScoringClassifier):
         conditions = names * n_columns + columns
         shape = (1 if self.groups_ is None else len(self.groups_), n_columns)
         self.calibration_ = CalibrationScores.from_cases(scores[kept], conditions, shape, units=codes)
-        self._warn_of_small_conditions(self.confidence_level)
+        self._settle_small_conditions()
         return self
 
     def predict_set(
@@ -431,6 +432,11 @@ class ConformalClassifier(ScoringClassifier):
             raise ParameterError(f"rank_calibrated: it goes with condition_on='class'; got {self.condition_on!r}.")
         if self.window is not None and self.guarantee != "pac":
             raise ParameterError("window: it goes with guarantee='pac'.")
+        if self.small_groups == "merge" and self.condition_on not in ("group", "class_and_group"):
+            raise ParameterError(
+                f"small_groups='merge': it goes with condition_on='group' or 'class_and_group'; got "
+                f"{self.condition_on!r}, under which there are no groups to merge."
+            )
 
     def _freeze(self) -> None:
         super()._freeze()
@@ -464,11 +470,9 @@ class ConformalClassifier(ScoringClassifier):
             return np.zeros(len(kept), dtype=np.intp)
         names, attributes = group_names(groups, n)
         names, attributes = names[kept], attributes[kept]
-        if self.small_groups != "warn":
-            least, level = self._least_n(self.confidence_level), self.confidence_level
-            self.merged_groups_, message = settle_small_groups(
-                names, attributes, columns, least, level, self.small_groups
-            )
+        if self.small_groups == "merge":
+            least = self._least_n(self.confidence_level)
+            self.merged_groups_, message = settle_small_groups(names, attributes, columns, least)
             if message:
                 warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
         names = renamed(names, self.merged_groups_)
@@ -527,6 +531,14 @@ class ConformalClassifier(ScoringClassifier):
             thresholds = round_up(self._table(level), dtype)
             kept[level, dtype] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
         return kept[level, dtype]
+
+    def _settle_small_conditions(self) -> None:
+        message = describe_small_conditions(self, self.confidence_level, self._least_n(self.confidence_level))
+        if message and self.small_groups == "refuse":
+            self._forget()
+            raise ParameterError(f"small_groups='refuse': {message[0].lower()}{message[1:]}")
+        if message:
+            warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
 
     def _warn_of_small_conditions(self, level: float) -> None:
         message = describe_small_conditions(self, level, self._least_n(level))

@@ -35,9 +35,9 @@ def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def settle_small_groups(
-    names: np.ndarray, attributes: np.ndarray, columns: np.ndarray, least: int, level: float, policy: str
+    names: np.ndarray, attributes: np.ndarray, columns: np.ndarray, least: int
 ) -> tuple[dict[str, str], str]:
-    """Refuse or merge the groups with fewer than `least` cases, of a column that has as many in all.
+    """Merge the groups with fewer than `least` cases, of a column that has as many in all.
 
     Parameters
     ----------
@@ -46,9 +46,6 @@ def settle_small_groups(
     columns : ndarray of shape (n,), int
         Class, or cluster of classes, that has a threshold of its own; 0 where there is one for all.
     least : int
-    level : float
-        For the message.
-    policy : {"refuse", "merge"}
 
     Returns
     -------
@@ -56,11 +53,6 @@ def settle_small_groups(
         New name of every group that is merged.
     message : str
         What was done; empty if nothing.
-
-    Raises
-    ------
-    ParameterError
-        If there are such groups and the policy is "refuse".
     """
     possible = np.bincount(columns) >= least  # other columns no merging can help
 
@@ -68,18 +60,17 @@ def settle_small_groups(
         counts = np.bincount(columns[cases], minlength=len(possible))
         return len(cases) < least or bool((counts[possible] < least).any())
 
-    small = [name for name in np.unique(names) if is_small(np.flatnonzero(names == name))]
-    if not small:
+    if not any(is_small(np.flatnonzero(names == name)) for name in np.unique(names)):
         return {}, ""
-    if policy == "refuse":
-        listed = ", ".join(f"{name.item()!r} (n = {np.sum(names == name)})" for name in small)
-        raise ParameterError(
-            f"groups: too few cases for a finite threshold at {level:g}, which takes {least}: {listed}. Fix: calibrate "
-            "on more, merge groups (small_groups='merge'), or lower the level."
-        )
     merged = merge_small_groups(names.astype(str), attributes, is_small)
     listed = "; ".join(f"{old!r} into {new!r}" for old, new in merged.items())
-    return merged, f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
+    message = f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
+    if merged and len({merged.get(name, name) for name in names.astype(str).tolist()}) == 1:
+        message += (
+            " That is one group of all: no guarantee by group remains. Fix: calibrate on more cases of the rarest class "
+            "or group, or condition on less."
+        )
+    return merged, message
 
 
 def renamed(names: np.ndarray, merged: dict[str, str]) -> np.ndarray:
