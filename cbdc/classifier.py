@@ -263,7 +263,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         images, labels = _images_and_labels(X, y)
         embeddings = self.embedder_.transform(images)
         conformal = self._make_conformal(self.head_).fit(embeddings, labels)
-        self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups))
+        units = np.arange(len(labels)) if provenance.get("unit", "image") != "image" else None  # drawn, one of each
+        self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups), units=units)
         self.provenance_ = self.provenance_ | {"calibration": provenance}
         self._seen = {part: data for part, data in self._seen.items() if part == "training"} | seen
         return self
@@ -553,6 +554,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             confidence_level=self.confidence_level,
             guarantee=self.guarantee,
             delta=self.delta,
+            repeated="one",
             prefit=True,
             random_state=self.random_state,
         )

@@ -94,7 +94,7 @@ def test_the_certificate_says_what_is_promised_and_survives_json():
     certificate = ConformalClassifier(guarantee="pac", condition_on="class").conformalize(P, y).certificate()
     assert certificate.delta == 0.05
     assert certificate.n_calibration == 300
-    for part in ("probability at least 0.95 over", "each class", "each threshold on its own", "exchangeable"):
+    for part in ("probability at least 0.95 over", "each class", "each threshold on its own", "independent"):
         assert part in str(certificate)
     assert [c.rank for c in certificate.conditions] == [pac_rank(100, 0.9, 0.05)] * 3
     assert len(certificate.hashes["calibration_scores_sha256"]) == 64

@@ -191,6 +191,37 @@ def test_state_round_trip_with_units():
     assert "about" in str(clf.certificate())
 
 
+@pytest.mark.parametrize("condition_on", [None, "class"])
+def test_the_certificate_says_whose_cases_are_meant(condition_on):
+    """What breaks a guarantee depends on whether units were given; and PAC in the long run takes independence."""
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 600, 2)
+    units, breaks = rng.integers(0, 300, 600), "several calibration cases of one patient or lesion"
+    text = {}
+    for repeated in (None, "one", "hierarchical"):
+        options = {} if repeated is None else {"repeated": repeated}
+        clf = conformalized(P, y, None, None if repeated is None else units, condition_on=condition_on, **options)
+        text[repeated] = str(clf.certificate())
+        assert clf.repeated_ == repeated
+        assert "none of them trained or tuned on" in text[repeated]
+        assert (breaks in text[repeated]) == (repeated is None)
+        assert ("drawn at random from a new patient or lesion" in text[repeated]) == (repeated is not None)
+        assert "exchangeable" in text[repeated]
+        again = ConformalClassifier.from_state(*clf.get_state())
+        assert str(again.certificate()) == text[repeated]
+    assert "each drawn from a patient or lesion of its own" in text["one"]
+    assert ("of that class" in text["hierarchical"]) == (condition_on == "class")
+    pac = {"guarantee": "pac", "repeated": "one", "condition_on": condition_on}
+    for of in (None, units):
+        certificate = str(conformalized(P, y, None, of, **pac).certificate())
+        assert "and those to come are independent and of one population" in certificate
+        assert "exchangeable" not in certificate
+        assert ("drawn at random from a new" in certificate) == (of is not None)
+    window = str(conformalized(P, y, None, None, window=20, **pac).certificate())
+    assert "over the calibration cases and those, a share" in window
+    assert "exchangeable" in window
+
+
 def test_one_case_of_each_unit_is_drawn_evenly():
     units = np.repeat(np.arange(300), 3)
     chosen = draw_one(units, np.random.RandomState(0))

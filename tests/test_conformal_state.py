@@ -24,6 +24,8 @@ def damaged_states():
     yield "score", entry(score="best"), "score is 'best'"
     yield "condition", entry(condition_on="patient"), "condition_on is 'patient'"
     yield "randomized", entry(randomized="no"), "randomized is 'no'"
+    yield "repeated", entry(repeated="two"), "repeated is 'two'"
+    yield "units", entry(repeated="hierarchical"), "units: they go with"
     yield "seed", entry(seed=-1), "seed"
     yield "level", entry(confidence_level=1.5), "confidence_level"
     yield "classes", entry(n_classes=4), "counts"

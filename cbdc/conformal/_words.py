@@ -23,28 +23,20 @@ def make_certificate(clf: "ConformalClassifier", level: float) -> Certificate:
     calibration = clf.calibration_
     n, units = int(calibration.counts.sum()), calibration.units
     n_units = n if units is None else len(np.unique(units))
-    if units is None:
-        who = f"this case and the {n} calibration cases are exchangeable (independent cases of the same population"
-    else:
-        who = f"this case's patient and the {n_units} of the calibration are exchangeable (independent patients"
-        who += " of the same population, the cases of each exchangeable among themselves"
-    assumptions = (who + ", none of them trained on)",)
     holds = f"the set holds the true class with probability at least {level:g}{_among(clf)}"
-    if units is not None:
-        kinds = {None: "", "group": " of that group", "cluster": " of that cluster"}
-        of = kinds.get(clf.condition_on_, " of that class")
-        holds += f", for a case{of} drawn from a new patient" + " who has one" * (clf.condition_on_ is not None)
     if clf.guarantee_ == "pac":
-        over = "in the long run" if clf.window_ is None else f"among the next {clf.window_} cases"
+        over, more = "in the long run", ""
+        if clf.window_ is not None:
+            over, more = f"among the next {clf.window_} cases", " and those"
         holds = (
-            f"with probability at least {1 - clf.delta_:g} over the calibration cases, a share of at least {level:g} "
-            f"of the sets holds the true class {over}{_among(clf)}"
+            f"with probability at least {1 - clf.delta_:g} over the calibration cases{more}, a share of at least "
+            f"{level:g} of the sets holds the true class {over}{_among(clf)}"
         )
         if len(clf.thresholds(level).ravel()) > 1:
             holds += " (that probability is of each threshold on its own)"
     return Certificate(
-        statement=holds,
-        assumptions=assumptions,
+        statement=holds + _of_a_new_unit(clf),
+        assumptions=(_assumption(clf, n_units),),
         broken_by=_broken_by(clf),
         confidence_level=float(level),
         n_calibration=n_units,
@@ -52,6 +44,36 @@ def make_certificate(clf: "ConformalClassifier", level: float) -> Certificate:
         delta=clf.delta_ if clf.guarantee_ == "pac" else None,
         hashes={"calibration_scores_sha256": _digest(calibration.scores, calibration.counts)},
     )
+
+
+def _assumption(clf: "ConformalClassifier", n: int) -> str:
+    """Who is exchangeable with whom; for a PAC threshold and the coverage in the long run independence is needed."""
+    unseen = "none of them trained or tuned on"
+    if clf.repeated_ == "hierarchical":
+        return (
+            f"this case's patient or lesion and the {n} of the calibration are exchangeable (independent patients or "
+            f"lesions of the same population, the cases of each exchangeable among themselves, {unseen})"
+        )
+    what = "patients or lesions" if clf.repeated_ == "one" else "cases"
+    drawn = ", each drawn from a patient or lesion of its own," if clf.repeated_ == "one" else ""
+    if clf.guarantee_ == "pac" and clf.window_ is None:
+        return f"the {n} calibration cases{drawn} and those to come are independent and of one population ({unseen})"
+    return (
+        f"this case and the {n} calibration cases{drawn} are exchangeable (independent {what} of the same population, "
+        f"{unseen})"
+    )
+
+
+def _of_a_new_unit(clf: "ConformalClassifier") -> str:
+    """Whose case is meant, where calibration cases came in units."""
+    if clf.repeated_ is None:
+        return ""
+    new = "drawn at random from a new patient or lesion"
+    if clf.repeated_ == "one":
+        return f", for a case {new}"
+    kinds = {None: "", "group": " of that group", "cluster": " of that cluster"}
+    of = kinds.get(clf.condition_on_, " of that class")
+    return f", for a case{of} {new}" + " that has one" * (clf.condition_on_ is not None)
 
 
 def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: int) -> str:
@@ -85,8 +107,8 @@ def _among(clf: "ConformalClassifier") -> str:
     }[clf.condition_on_]
     if clf.groups_ is not None and clf.merged_groups_:
         if len(clf.groups_) == 1:
-            by_class = "each class" if clf.columns_ is not None else "all groups"
-            return f" among the cases of {by_class} together (all groups were merged, and none has a guarantee of its own)"
+            of = "each class" if clf.columns_ is not None else "all groups"
+            return f" among the cases of {of} together (all groups were merged, and none has a guarantee of its own)"
         found += " (small groups were merged: it holds for what they became, not for each of them)"
     return found
 
@@ -102,8 +124,8 @@ def _broken_by(clf: "ConformalClassifier") -> tuple[str, ...]:
     found = ["another population, camera or clinic than in calibration"]
     if clf.condition_on_ not in ("class", "class_and_group"):
         found.append("another prevalence of the classes")
-    if clf.calibration_.units is None:
-        found.append("several calibration cases of one patient")
+    if clf.repeated_ is None:
+        found.append("several calibration cases of one patient or lesion")
     return (*found, "choosing the level after looking at the sets")
 
 

@@ -27,7 +27,7 @@ class Condition:
         Central 90% band of the coverage given the calibration cases. `high` is 1 where only the lower end is known:
         scores tie at the threshold, or sets hold more than what conforms.
     approximate : bool, default=False
-        The band counts the cases of one patient by their design effect; without it the band is exact.
+        The band counts the cases of one patient or lesion by their design effect; without it the band is exact.
 
     Examples
     --------

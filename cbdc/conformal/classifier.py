@@ -84,6 +84,8 @@ class ConformalClassifier(ScoringClassifier):
         parameters set since then only `confidence_level` counts.
     calibration_ : CalibrationScores
         Sorted scores by condition.
+    repeated_ : {None, "hierarchical", "one"}
+        What was done about several cases of one unit; None where no units were given.
     groups_ : ndarray of shape (n_groups,) or None
         Groups of the calibration cases, in the order of the rows of the tables.
     merged_groups_ : dict of str to str
@@ -285,6 +287,7 @@ class ConformalClassifier(ScoringClassifier):
         self.columns_, self.rank_limits_ = self._chosen_columns(), self._chosen_limits()
         scores = self._score_labels(values, labels)
         kept, codes = np.arange(len(values)), None
+        self.repeated_ = None if units is None else self.repeated
         if units is not None:
             codes = unit_codes(units, len(values))
             if self.guarantee_ == "pac" and self.repeated == "hierarchical":
@@ -417,13 +420,17 @@ class ConformalClassifier(ScoringClassifier):
             score, a missing number, counts that do not fit the scores, scores out of order.
         """
         check_document(document)
-        found = cls(estimator, prefit=estimator is not None, **{name: document[name] for name in SETTINGS})
+        settings = {name: document[name] for name in SETTINGS} | {"repeated": document["repeated"] or "hierarchical"}
+        found = cls(estimator, prefit=estimator is not None, **settings)
         found._restore(estimator, document["n_classes"], log=document["log"], seed=document["seed"])
         found.groups_, found.merged_groups_ = check_groups_of(document)
         found.columns_, found.rank_limits_ = check_classes_of(arrays, document)
         n_columns = 1 if found.columns_ is None else int(found.columns_.max()) + 1
         shape = (1 if found.groups_ is None else len(found.groups_), n_columns)
+        found.repeated_ = document["repeated"]
         found.calibration_ = check_scores(arrays, shape, found.score_name_, log=found._log)
+        if (found.calibration_.units is not None) != (found.repeated_ == "hierarchical"):
+            raise ParameterError(f"units: they go with repeated='hierarchical'; got {found.repeated_!r}.")
         return found
 
     def _check_parameters(self) -> None:

@@ -67,8 +67,8 @@ def settle_small_groups(
     message = f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
     if merged and len({merged.get(name, name) for name in names.astype(str).tolist()}) == 1:
         message += (
-            " That is one group of all: no guarantee by group remains. Fix: calibrate on more cases of the rarest class "
-            "or group, or condition on less."
+            " That is one group of all: no guarantee by group remains. Fix: calibrate on more cases of the rarest "
+            "class or group, or condition on less."
         )
     return merged, message
 

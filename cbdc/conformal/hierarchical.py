@@ -359,7 +359,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             ),
             broken_by=(
                 *broken_by,
-                "several calibration cases of one patient",
+                "several calibration cases of one patient or lesion",
                 "choosing the level after looking at the answers",
             ),
             confidence_level=level,
