@@ -1,7 +1,9 @@
 """The conformal classifier: thresholds, estimators, memory, and inputs that must be refused."""
 
+import copy
 import json
 import math
+import pickle
 import tracemalloc
 import warnings
 from fractions import Fraction
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_iris
@@ -28,8 +30,9 @@ from test_conformal_properties import CONDITIONS, conformalized, draw_cases, eve
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
 from cbdc.conformal import SCORES, CalibrationScores, least_n
+from cbdc.conformal._seen import row_hashes
 from cbdc.conformal.thresholds import round_up
-from cbdc.errors import CalibrationSizeWarning, ParameterError
+from cbdc.errors import CalibrationSizeWarning, LeakageWarning, ParameterError
 
 # --- thresholds
 
@@ -217,7 +220,7 @@ def test_logarithms_are_used_where_the_estimator_has_them():
     Z = 600 * rng.standard_normal((4000, 3))
     y = rng.integers(0, 3, 4000)  # labels that the estimator knows nothing of
     for score in set(SCORES) - {"topk"}:  # whose ranks tie
-        clf = ConformalClassifier(Sharp(), score=score).fit(Z, y).conformalize(Z[:2000], y[:2000])
+        clf = ConformalClassifier(Sharp(), score=score).fit(Z[2000:], y[2000:]).conformalize(Z[:2000], y[:2000])
         sets = clf.predict_set(Z[2000:])
         low, high = m.coverage_band(2000, 2000, 0.9, probability=1 - 1e-5)
         assert low <= m.coverage(sets, y[2000:]) <= high
@@ -467,6 +470,65 @@ def test_an_estimator_without_probabilities_is_refused(iris):
         fitted(iris, LinearSVC())
     with pytest.raises(ValueError, match="confidence_level"):
         ConformalClassifier().conformalize(GOOD, LABELS).predict_set(GOOD, 95)
+
+
+def leaky(rng, n=300):
+    X = rng.standard_normal((n, 4))
+    return X, (X[:, 0] + rng.standard_normal(n) > 0).astype(int)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, np.float32, pd.DataFrame, lambda X: pd.DataFrame(X).astype(object)])
+def test_cases_that_were_trained_on_are_noticed(convert):
+    X, y = leaky(np.random.default_rng(0))
+    clf = ConformalClassifier(LogisticRegression()).fit(convert(X[:150]), y[:150])
+    clf.conformalize(convert(X[150:]), y[150:])
+    for part, found in ((slice(0, 150), 150), (slice(130, 300), 20)):
+        with pytest.warns(
+            LeakageWarning, match=f"{found} of .* calibration cases are rows .* was trained on"
+        ) as caught:
+            clf.conformalize(convert(X[part]), y[part])
+        assert caught[0].filename == __file__
+    for other in (clone(clf).fit(convert(X[150:]), y[150:]), pickle.loads(pickle.dumps(clf)), copy.deepcopy(clf)):
+        other.conformalize(convert(X[:150]), y[:150])
+        assert "_seen" not in other.__getstate__()
+
+
+def test_cases_that_were_tuned_on_are_noticed():
+    P, y, _ = draw_cases(np.random.default_rng(0), 600, 3)
+    clf = ConformalClassifier(score="raps").tune(P[:300], y[:300])
+    with pytest.warns(LeakageWarning, match="300 of 300 calibration cases are rows .* was tuned on"):
+        clf.conformalize(P[:300], y[:300])
+    clf.conformalize(P[300:], y[300:])
+    clf.tune(P[300:], y[300:]).tune(P[300:], y[300:]).conformalize(P[:300], y[:300])
+    clf.fit(P[:300]).set_params(score="lac").conformalize(P[:300], y[:300])  # without an estimator fit sees nothing
+    assert "none of them trained or tuned on" in str(clf.certificate())
+
+
+@pytest.mark.parametrize("estimator", [{"prefit": True}, {}])
+def test_an_estimator_that_was_fitted_elsewhere_saw_nothing_here(estimator):
+    X, y = leaky(np.random.default_rng(0))
+    model = LogisticRegression().fit(X, y)
+    clf = ConformalClassifier(model if estimator else FrozenEstimator(model), **estimator)
+    clf.fit(X, y).conformalize(X, y)
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(20, 400), m=st.integers(20, 400), votes=st.integers(2, 40))
+def test_votes_that_coincide_are_no_leak(seed, n, m, votes):
+    P, y, _ = draw_cases(np.random.default_rng(seed), n + m, 3)
+    P = np.random.default_rng(seed).multinomial(votes, P) / votes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        ConformalClassifier(score="raps").tune(P[:n], y[:n]).conformalize(P[n:], y[n:])
+
+
+def test_rows_are_alike_by_what_they_hold():
+    table = pd.DataFrame({"site": ["back", "face", "back"], "age": [40, 50, 40]})
+    hashes = row_hashes(table)
+    assert hashes[0] == hashes[2] != hashes[1]
+    np.testing.assert_array_equal(row_hashes(np.array([[0.0, 1]])), row_hashes(np.array([[-0.0, 1]], dtype=np.float32)))
+    assert len(set(row_hashes(np.random.default_rng(0).integers(0, 2, (500, 60))))) == 500
+    for none in (sparse.csr_matrix(np.eye(3)), [[[1]], [[1, 2]]], np.array([[[1]], [[1, 2]]], dtype=object)):
+        assert len(row_hashes(none)) == 0
 
 
 def test_calibration_holds_no_case():

@@ -13,6 +13,7 @@ from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import check_probabilities, conformal_rank
 from ._base import ScoringClassifier
 from ._codes import group_codes
+from ._seen import row_hashes
 from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
 from ._words import describe_small_conditions, make_certificate
 from .certificate import Certificate
@@ -223,7 +224,7 @@ class ConformalClassifier(ScoringClassifier):
         from . import tuning
 
         self.__dict__.pop("tuned_", None)
-        self._prepare(X)
+        self._prepare(X, calibrates=False)
         values = self._values(X)
         labels = self._labels(y, len(values))
         level, n_classes = self.confidence_level, len(self.classes_)
@@ -248,6 +249,7 @@ class ConformalClassifier(ScoringClassifier):
                 "for score 'raps' or 'saps' without score_params, condition_on='cluster', and rank_calibrated=True."
             )
         self.tuned_ = found
+        self._seen = {**getattr(self, "_seen", {}), "tuned": row_hashes(X)}
         return self
 
     def conformalize(
@@ -280,6 +282,8 @@ class ConformalClassifier(ScoringClassifier):
         -----
         CalibrationSizeWarning
             If a class or group has too few cases for a finite threshold at `confidence_level`, or groups were merged.
+        LeakageWarning
+            If cases are rows that `fit` or `tune` of this object saw. Only their hashes are kept, in no copy of it.
         """
         self._prepare(X)
         values = self._values(X)
