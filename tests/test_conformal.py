@@ -286,6 +286,81 @@ def test_counts_go_into_the_coverage_table():
         assert whole["band_low"] <= whole["coverage"] <= whole["band_high"]
 
 
+TABLES = [
+    {"guarantee": "pac"},
+    {"guarantee": "pac", "condition_on": "class", "window": 50},
+    {"condition_on": "cluster"},
+    {"condition_on": "group", "small_groups": "merge"},
+    {"condition_on": "class_and_group", "guarantee": "pac"},
+    {"score": "topk"},
+]
+
+
+@pytest.mark.parametrize("options", TABLES)
+def test_the_table_of_coverage_has_the_band_of_its_calibration(options):
+    """Over 40 calibrations: the row of all cases lies in its 95% band, that of the ranks, cells and ties there are."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(40):
+        P, y, _ = draw_cases(rng, 1000, 4)
+        groups = rng.choice(["a", "b", "c"], 1000, p=[0.7, 0.29, 0.01])
+        clf = conformalized(P[:400], y[:400], groups[:400], **options)
+        test = {"X": P[400:], "groups": groups[400:]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationSizeWarning)
+            try:
+                table = clf.coverage_table(test["X"], y[400:], test["groups"])
+            except ParameterError:  # the rarest group was not calibrated
+                continue
+        whole = table.iloc[0]
+        inside += whole["band_low"] <= whole["coverage"] <= whole["band_high"]
+        level_of_conditions = {c.n: c.rank for c in clf.certificate().conditions}
+        cells = clf._group_codes(test["groups"], 600) * clf.calibration_.counts.shape[1]
+        cells += 0 if clf.columns_ is None else clf.columns_[y[400:]]
+        n_test = np.bincount(cells, minlength=clf.calibration_.counts.size)
+        n = clf.calibration_.counts.ravel()[n_test > 0]
+        ranks = [level_of_conditions[k] for k in n]
+        band = m.coverage_band(n, n_test[n_test > 0], 0.9, probability=0.95, ranks=ranks)
+        assert whole["band_low"] == band[0]
+        assert whole["band_high"] == (1 if options.get("score") == "topk" else band[1])
+        rows = set(table["name"])
+        assert set(range(4)) < rows
+        if options.get("small_groups") == "merge":
+            assert set(clf.groups_.tolist()) < rows
+    assert inside >= 32
+
+
+def test_the_table_of_coverage_counts_what_it_is_given():
+    rng = np.random.default_rng(0)
+    P, y, groups = draw_cases(rng, 900, 3)
+    clf = ConformalClassifier().conformalize(P[:400], y[:400])
+    table = clf.coverage_table(P[400:], y[400:], groups[400:], 0.8, least_n=200, probability=0.9)
+    expected = m.coverage_table(
+        clf.predict_set(P[400:], 0.8), y[400:], groups=groups[400:], n_calibration=400, confidence_level=0.8,
+        least_n=200, probability=0.9,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(table, expected)
+    two = np.stack([groups, groups], axis=1).astype(str)
+    assert "0, 0" in set(clf.coverage_table(P[400:], y[400:], two[400:])["name"])
+    units = rng.integers(0, 150, 400)
+    shared = ConformalClassifier().conformalize(P[:400], y[:400], units=units)
+    assert shared.coverage_table(P[400:], y[400:])["band_low"].isna().all()
+    drawn = ConformalClassifier(repeated="one").conformalize(P[:400], y[:400], units=units)
+    n = len(set(units.tolist()))
+    band = m.coverage_band(n, 500, 0.9, probability=0.95)
+    assert tuple(drawn.coverage_table(P[400:], y[400:]).loc[0, ["band_low", "band_high"]]) == band
+    with pytest.raises(NotFittedError, match="conformalize"):
+        ConformalClassifier().fit(P).coverage_table(P, y)
+
+
+def test_the_table_of_coverage_takes_the_names_of_classes(iris):
+    X, y = iris
+    clf = fitted(iris, condition_on="class").conformalize(X[60:120], y[60:120])
+    table = clf.coverage_table(X[120:], y[120:], least_n=1)
+    assert table["name"].tolist() == ["all", *clf.classes_]
+    assert table["n"].tolist() == [30, *(int((y[120:] == name).sum()) for name in clf.classes_)]
+    assert table["band_low"].notna().all()
+
+
 def test_the_guarantee_in_words():
     P, y, groups = draw_cases(np.random.default_rng(0), 400, 3)
     clf = ConformalClassifier().conformalize(P, y)

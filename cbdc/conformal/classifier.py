@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -13,6 +14,7 @@ from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import check_probabilities, conformal_rank
 from ._base import ScoringClassifier
 from ._codes import group_codes
+from ._coverage import coverage_table_of
 from ._seen import row_hashes
 from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
 from ._words import describe_small_conditions, make_certificate
@@ -97,8 +99,8 @@ class ConformalClassifier(ScoringClassifier):
     rank_limits_ : ndarray of shape (n_classes,), int, or None
         Lowest rank at which each class is still allowed; None unless `rank_calibrated`.
     n_calibration_ : int, ndarray of shape (n_classes,), or dict of either by group
-        Calibration cases (units, where cases were repeated) behind the threshold of all or of each class, as
-        `cbdc.metrics.coverage_table` takes them; but classes of one cluster share theirs, and have no bands there.
+        Calibration cases (units, where cases were repeated) behind the threshold of all or of each class; classes of
+        one cluster share theirs.
     n_features_in_ : int
     feature_names_in_ : ndarray
         If X had names.
@@ -396,6 +398,42 @@ class ConformalClassifier(ScoringClassifier):
             Its text is ``str(certificate)``.
         """
         return make_certificate(self, self._level(confidence_level))
+
+    def coverage_table(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike | None = None,
+        confidence_level: float | None = None,
+        *,
+        least_n: int = 10,
+        probability: float = 0.95,
+    ) -> pd.DataFrame:
+        """Coverage on test cases: all, each class, each group, beside the band of each row that has a guarantee.
+
+        It knows what `cbdc.metrics.coverage_table` would have to be told: the ranks of PAC thresholds, the classes of
+        one cluster, the groups that were merged, and where scores tie, which leaves the band open above (1). There is
+        no band where calibration cases share the weight of a unit: its law is not known.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        groups : array-like of shape (n,) or (n, n_attributes), optional
+            For the group-wise conditions; for the others the table then has rows for these groups, without a band.
+        confidence_level : float, optional
+            Default: that of the constructor.
+        least_n, probability
+            As for `cbdc.metrics.coverage_table`.
+
+        Returns
+        -------
+        DataFrame
+            As `cbdc.metrics.coverage_table` gives it.
+        """
+        level = self._level(confidence_level)
+        sets = self.predict_set(X, level, groups)
+        return coverage_table_of(self, sets, y, groups, level, least_n=least_n, probability=probability)
 
     @property
     def n_calibration_(self) -> Any:
