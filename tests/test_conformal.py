@@ -25,11 +25,11 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from test_conformal_properties import CONDITIONS, conformalized, draw_cases, every_condition, every_score
+from test_conformal_properties import CONDITIONS, conformalized, draw_cases, every_condition, every_score, groups_for
 
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
-from cbdc.conformal import SCORES, CalibrationScores, least_n
+from cbdc.conformal import SCORES, CalibrationScores, HierarchicalConformalClassifier, least_n
 from cbdc.conformal._seen import row_hashes
 from cbdc.conformal.thresholds import round_up
 from cbdc.errors import CalibrationSizeWarning, LeakageWarning, ParameterError
@@ -184,7 +184,7 @@ def test_parameters_set_after_calibration_wait_for_the_next_one(condition, score
         clf.set_params(condition_on=other, rank_calibrated=False, guarantee="marginal", window=None, **others)
         assert answers() == before
         assert clf.get_state()[1] == state
-    clf.conformalize(P[:300], y[:300], groups=groups[:300])
+    clf.conformalize(P[:300], y[:300])
     assert answers() != before
     clf.set_params(confidence_level=0.5)
     np.testing.assert_array_equal(
@@ -246,7 +246,7 @@ def test_state_round_trip(iris, score):
             clf.tune(X[:60], y[:60])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationSizeWarning)
-            clf.conformalize(X[60:], y[60:], groups=groups)
+            clf.conformalize(X[60:], y[60:], groups=groups_for(condition, groups))
         arrays, document = clf.get_state()
         document = json.loads(json.dumps(document))
         again = ConformalClassifier.from_state(arrays, document, estimator=clf.estimator_)
@@ -478,6 +478,14 @@ def test_unknown_labels_are_named(iris):
         ConformalClassifier().conformalize(GOOD, np.where(np.arange(30) == 3, 3, LABELS))
     with pytest.raises(ValueError, match="29"):
         clf.conformalize(X[60:90], y[60:89])
+
+
+@pytest.mark.parametrize("condition_on", [None, "class"])
+def test_groups_that_a_condition_does_not_take_are_refused(condition_on):
+    with pytest.raises(ParameterError, match=r"groups: condition_on=.* takes none. Fix: condition_on='group'"):
+        ConformalClassifier(condition_on=condition_on).conformalize(GOOD, LABELS, groups=["a"] * 30)
+    with pytest.raises(ParameterError, match=r"groups: condition_on=.* takes none"):
+        HierarchicalConformalClassifier(condition_on=condition_on).conformalize(GOOD, LABELS, groups=["a"] * 30)
 
 
 def test_groups_must_be_there_and_known():

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conformal_properties import draw_cases, predict
+from test_conformal_properties import draw_cases, groups_for, predict
 
 from cbdc import ConformalClassifier
 from cbdc.conformal import SCORES, pac_rank
@@ -46,8 +46,7 @@ def attributes(rng, n, n_attributes):
 def calibrated(options, P, y, groups, units):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CalibrationSizeWarning)
-        groups = groups if options["condition_on"] in GROUPWISE else None
-        return ConformalClassifier(**options).conformalize(P, y, groups=groups, units=units)
+        return ConformalClassifier(**options).conformalize(P, y, groups=groups_for(options, groups), units=units)
 
 
 @settings(max_examples=150)

@@ -65,6 +65,7 @@ def draw_cases(rng, n, n_classes, scale=1.5):
 
 
 def conformalized(tree, P, y, groups=None, **options):
+    groups = groups if options.get("condition_on") == "group" else None
     return HierarchicalConformalClassifier(taxonomy=tree, **options).conformalize(P, y, groups=groups)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.neighbors import KNeighborsClassifier
-from test_conformal_properties import CONDITIONS, draw_cases
+from test_conformal_properties import CONDITIONS, draw_cases, groups_for
 
 from cbdc import ConformalClassifier
 from cbdc.conformal import CalibrationScores, Condition, approximate_band, draw_one, effective_n
@@ -147,7 +147,7 @@ def conformalized(P, y, groups, units, **options):
         if options.get("condition_on") == "cluster" or options.get("rank_calibrated"):
             other, labels, _ = draw_cases(np.random.default_rng(1), 150, P.shape[1])
             clf.tune(other, labels)
-        return clf.conformalize(P, y, groups=groups, units=units)
+        return clf.conformalize(P, y, groups=groups_for(options, groups), units=units)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

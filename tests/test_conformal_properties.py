@@ -54,7 +54,12 @@ def conformalized(P, y, groups=None, classes=None, **options):
         if options.get("condition_on") == "cluster" or options.get("rank_calibrated"):
             order = np.arange(P.shape[1]) if classes is None else classes
             clf.tuned_ = tuned(tuple(order.tolist()), P.dtype, **options)
-        return clf.conformalize(P, y, groups=groups)
+        return clf.conformalize(P, y, groups=groups_for(options, groups))
+
+
+def groups_for(options, groups):
+    """The groups where the condition takes them."""
+    return groups if options.get("condition_on") in ("group", "class_and_group") else None
 
 
 @functools.cache

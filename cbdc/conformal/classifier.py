@@ -516,6 +516,11 @@ class ConformalClassifier(ScoringClassifier):
         self.groups_: np.ndarray | None = None
         self.merged_groups_: dict[str, str] = {}
         if not self._by_group:
+            if groups is not None:
+                raise ParameterError(
+                    f"groups: condition_on={self.condition_on_!r} takes none. Fix: condition_on='group' or "
+                    "'class_and_group', or leave them out."
+                )
             return np.zeros(len(kept), dtype=np.intp)
         names, attributes = group_names(groups, n)
         names, attributes = names[kept], attributes[kept]

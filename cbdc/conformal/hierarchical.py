@@ -210,6 +210,8 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             If there are too few cases, of a class or of a group, for a threshold at `confidence_level`.
         """
         self._prepare(X)
+        if groups is not None and self.condition_on_ != "group":
+            raise ParameterError(f"groups: condition_on={self.condition_on_!r} takes none. Fix: condition_on='group'.")
         values = self._values(X)
         n, labels = len(values), self._labels(y, len(values))
         self.groups_ = np.unique(check_groups(groups, n)) if self.condition_on_ == "group" else None
