@@ -145,7 +145,7 @@ def conformalized(P, y, groups, units, **options):
         warnings.simplefilter("ignore", CalibrationSizeWarning)
         clf = ConformalClassifier(**options)
         if options.get("condition_on") == "cluster" or options.get("rank_calibrated"):
-            other, labels, _ = draw_cases(np.random.default_rng(1), 150, P.shape[1])
+            other, labels, _ = draw_cases(np.random.default_rng([1, 1]), 150, P.shape[1])  # no seed that is drawn
             clf.tune(other, labels)
         return clf.conformalize(P, y, groups=groups_for(options, groups), units=units)
 
