@@ -153,8 +153,13 @@ def test_prefit_frozen_and_refitted_agree(iris):
     expected = fitted(iris).conformalize(X[60:], y[60:]).predict_set(X)
     for clf in (ConformalClassifier(estimator, prefit=True), ConformalClassifier(FrozenEstimator(estimator)).fit(X, y)):
         np.testing.assert_array_equal(clf.conformalize(X[60:], y[60:]).predict_set(X), expected)
+    frozen = clone(ConformalClassifier(FrozenEstimator(estimator))).conformalize(X[60:], y[60:])  # no fit
+    np.testing.assert_array_equal(frozen.predict_set(X), expected)
     with pytest.raises(NotFittedError):
         ConformalClassifier(LogisticRegression(), prefit=True).conformalize(X, y)
+    for other in (estimator, LogisticRegression()):
+        with pytest.raises(NotFittedError, match=r"call fit\(X, y\) first, or give prefit=True"):
+            ConformalClassifier(other).conformalize(X[60:], y[60:])
 
 
 def test_fit_drops_old_scores_and_the_name_of_the_score_is_a_parameter(iris):
@@ -440,6 +445,17 @@ def test_bad_probabilities_name_their_row(P, message):
         ConformalClassifier().conformalize(P, LABELS)
     with pytest.raises(ValueError, match=message):
         ConformalClassifier().conformalize(GOOD, LABELS).predict_set(P)
+
+
+def test_probabilities_of_float16_are_told_to_be_renormalised():
+    P = softmax(np.random.default_rng(0).standard_normal((200, 40)), axis=1).astype(np.float16)
+    y = np.arange(200) % 40
+    with pytest.raises(ValueError, match=r"float16 for example, divide each row by its sum"):
+        ConformalClassifier().conformalize(P, y)
+    P = P.astype(np.float32)
+    ConformalClassifier().conformalize(P / P.sum(axis=1, keepdims=True), y)
+    with pytest.raises(ValueError, match="not logits"):
+        ConformalClassifier().conformalize(3 * P, y)
 
 
 def test_wrong_width_and_reordered_columns_are_refused(iris):
