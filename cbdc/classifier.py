@@ -189,6 +189,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         """
         images, labels = _images_and_labels(X, y)
         self._make_conformal(None)._validate_params()  # a slip is told now, not after the embedding
+        if self.group_by is not None and not self._is_groupwise(self.condition_on):
+            raise ParameterError(
+                f"group_by: it goes with condition_on='group' or 'class_and_group'; got {self.condition_on!r}."
+            )
         if self.condition_on == "cluster":
             raise ParameterError(
                 "condition_on='cluster' takes tuning on cases of their own. Fix: ConformalClassifier(clf.head_, "
@@ -236,6 +240,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             If an image cannot be used.
         """
         check_is_fitted(self, "head_")
+        if groups is not None and not self._is_groupwise(self.condition_on):
+            raise ParameterError(f"groups: condition_on={self.condition_on!r} takes none. Fix: leave them out.")
         self.__dict__.pop("conformal_", None)  # should this one fail, the old thresholds are not taken for its own
         provenance = _provenance(X, y)
         seen: dict[str, LesionDataset] = {}
@@ -263,7 +269,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         images, labels = _images_and_labels(X, y)
         embeddings = self.embedder_.transform(images)
         conformal = self._make_conformal(self.head_).fit(embeddings, labels)
-        self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups))
+        units = np.arange(len(labels)) if provenance.get("unit", "image") != "image" else None  # drawn, one of each
+        self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups), units=units)
         self.provenance_ = self.provenance_ | {"calibration": provenance}
         self._seen = {part: data for part, data in self._seen.items() if part == "training"} | seen
         return self
@@ -553,6 +560,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             confidence_level=self.confidence_level,
             guarantee=self.guarantee,
             delta=self.delta,
+            repeated="one",
             prefit=True,
             random_state=self.random_state,
         )
@@ -572,8 +580,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 
     def _groups(self, X: Any, groups: Any) -> np.ndarray | None:
         """The groups given, or the data set's column `group_by`; None where the condition needs none."""
-        condition = self.conformal_.condition_on_ if hasattr(self, "conformal_") else self.condition_on
-        if condition not in ("group", "class_and_group"):
+        if not self._is_groupwise(self.conformal_.condition_on_ if hasattr(self, "conformal_") else self.condition_on):
             return None
         if groups is None and isinstance(X, LesionDataset) and self.group_by is not None:
             if self.group_by not in X.frame.columns:
@@ -583,6 +590,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 )
             groups = X.frame[self.group_by]
         return None if groups is None else np.asarray(groups)
+
+    @staticmethod
+    def _is_groupwise(condition: str | None) -> bool:
+        return condition in ("group", "class_and_group")
 
     def _meaning(self) -> tuple[dict[str, str], dict[str, bool | None]]:
         """Full name and malignancy of each class, as far as the taxonomy knows them."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import CBDCError, DatasetError
+from .errors import CBDCError, DatasetError, ParameterError
 
 if TYPE_CHECKING:  # torch costs seconds at import; each command imports what it needs
     from .classifier import CBDCClassifier
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch costs seconds at import; each command imports what it
 __all__ = ["main"]
 
 _SOME_REFUSED = 3  # exit code
+_GROUPWISE = ("group", "class_and_group")
 _EPILOG = """\
 exit codes: 0 done, 1 something in your data or arguments to mend (said in one sentence), 2 wrong usage,
 3 done, but some images were refused (each has its row and reason)
@@ -139,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=["none", "class", "group", "class_and_group"],
         help="whom the guarantee holds for",
     )
-    fit.add_argument("--group-by", help="column with the groups, for example skin_type")
+    fit.add_argument("--group-by", help="column with the groups, for example skin_type; for the conditions on groups")
+    fit.add_argument("--missing-group", metavar="NAME", help="group of the images that have none, for example unknown")
     fit.add_argument("--confidence-level", type=_level, default=0.9, help="level of the sets; any may be asked later")
     fit.add_argument(
         "--guarantee",
@@ -147,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["marginal", "pac"],
         help="whether the level holds on average over calibrations, or given this one with probability 1 - delta",
     )
-    fit.add_argument("--delta", type=_level, default=0.05, help="probability that a pac guarantee may fail")
+    fit.add_argument(
+        "--delta", type=_level, default=argparse.SUPPRESS, help="probability that a pac guarantee may fail, 0.05"
+    )
     fit.add_argument(
         "--by", choices=["patient", "lesion", "image"], help="unit of the split (default: the coarsest known)"
     )
@@ -265,7 +269,11 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _fit(arguments: argparse.Namespace) -> None:
     from .classifier import CBDCClassifier
 
+    delta = getattr(arguments, "delta", None)
+    if delta is not None and arguments.guarantee != "pac":
+        raise ParameterError("--delta: it goes with --guarantee pac; give both, or leave it out.")
     dataset = _load(arguments)
+    _settle_groups(arguments, dataset)
     split = {"by": arguments.by, "sizes": list(arguments.sizes), "random_state": arguments.seed}
     train, calibration, test = dataset.split(**split)
     clf = CBDCClassifier(
@@ -275,7 +283,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         score=arguments.score,
         condition_on=None if arguments.condition_on == "none" else arguments.condition_on,
         guarantee=arguments.guarantee,
-        delta=arguments.delta,
+        delta=0.05 if delta is None else delta,
         group_by=arguments.group_by,
         confidence_level=arguments.confidence_level,
         random_state=arguments.seed,
@@ -283,6 +291,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     )
     clf.fit(train).conformalize(calibration)
     notes = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "split": split}
+    notes["missing_group"] = arguments.missing_group
     clf.save(arguments.out, notes=notes)
     print(
         f"{arguments.out}: fitted on {len(train)} images, calibrated on {clf.provenance_['calibration']['n_units']} "
@@ -292,11 +301,47 @@ def _fit(arguments: argparse.Namespace) -> None:
     )
 
 
+def _settle_groups(arguments: argparse.Namespace, dataset: "LesionDataset") -> None:
+    """See, before anything is embedded, that every image has a group where one is needed."""
+    columns = ", ".join(map(str, dataset.frame.columns))
+    if arguments.condition_on not in _GROUPWISE:
+        for name in ("group_by", "missing_group"):
+            if getattr(arguments, name) is not None:
+                raise ParameterError(
+                    f"--{name.replace('_', '-')}: it goes with --condition-on {' or '.join(_GROUPWISE)}; got "
+                    f"{arguments.condition_on}."
+                )
+    elif arguments.group_by is None:
+        raise ParameterError(
+            f"--group-by is missing: --condition-on {arguments.condition_on} takes the column that holds the groups; "
+            f"{dataset.name} has {columns}."
+        )
+    elif arguments.group_by not in dataset.frame:
+        raise ParameterError(f"--group-by {arguments.group_by}: {dataset.name} has no such column; it has {columns}.")
+    elif arguments.missing_group is not None:
+        _name_missing_groups(dataset, arguments.group_by, arguments.missing_group)
+    elif n_missing := int(dataset.frame[arguments.group_by].isna().sum()):
+        raise ParameterError(
+            f"--group-by {arguments.group_by}: {n_missing} of {len(dataset)} images have none. Fix: --missing-group "
+            "unknown makes them a group of their own."
+        )
+
+
+def _name_missing_groups(dataset: "LesionDataset", column: str, name: str) -> None:
+    """The column in words, with a name for the images that have no group."""
+    values = dataset.frame[column]
+    words = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    dataset.frame = dataset.frame.assign(**{column: [w if k else name for w, k in zip(words, values.notna())]})
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from .report import evaluate, write_report
 
     clf = _model(arguments)
     dataset = _unseen(clf, _load(arguments))
+    missing_group = getattr(clf, "notes_", {}).get("missing_group")
+    if missing_group is not None and clf.group_by in dataset.frame:
+        _name_missing_groups(dataset, clf.group_by, missing_group)
     evaluation = evaluate(clf, dataset, confidence_level=arguments.confidence_level)
     page = write_report(evaluation, _folder(arguments.out))
     print(f"{evaluation}\n\n{page}")
@@ -353,7 +398,8 @@ def _diagnose(arguments: argparse.Namespace) -> tuple[list["Diagnosis"], list[Pa
 
 
 def _write_csv(rows: Sequence["Diagnosis"], labels: Sequence[str], path: Path) -> None:
-    header = ["image", "sha256", "status", "reason", "set", *(f"p_{label}" for label in labels)]
+    header = ["image", "sha256", "status", "reason", "set", *(f"prob_{label}" for label in labels)]
+    header += [f"pvalue_{label}" for label in labels]
     header += ["entropy", "mutual_information", "confidence_level", "quality", "quality_reasons"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -362,6 +408,7 @@ def _write_csv(rows: Sequence["Diagnosis"], labels: Sequence[str], path: Path) -
             record = row.to_dict()
             cells: list[Any] = [row.image, row.sha256, row.status, row.reason, "|".join(row.prediction_set)]
             cells += [row.probabilities.get(label, "") for label in labels]
+            cells += [row.p_values.get(label, "") for label in labels]
             cells += [record[key] for key in ("entropy", "mutual_information", "confidence_level", "quality")]
             writer.writerow([_cell(cell) for cell in [*cells, "|".join(row.quality_reasons)]])
 

@@ -9,6 +9,7 @@ __all__ = [
     "DatasetError",
     "ImageError",
     "LeakageError",
+    "LeakageWarning",
     "MissingDependencyError",
     "MissingWeightsError",
     "ModelFileError",
@@ -51,6 +52,10 @@ class MissingDependencyError(CBDCError, ImportError):
 
 class CalibrationSizeWarning(UserWarning):
     """Too few calibration cases for a finite threshold: the prediction set holds every label there."""
+
+
+class LeakageWarning(UserWarning):
+    """Calibration cases that the model was trained or tuned on: their thresholds promise nothing for new cases."""
 
 
 def require(module: str, extra: str) -> ModuleType:

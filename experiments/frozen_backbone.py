@@ -3,7 +3,8 @@ coverage of its prediction sets lies where the exact law says.
 
 HAM10000 is split 60/20/20 by lesion. Discrimination and calibration are compared over `--seeds` splits; coverage is
 counted over `--splits` splits with one image of each lesion in calibration and test, beside the exact Beta-binomial
-band. PH2, whole, is the external test: its common and atypical nevi count as nv, its melanomas as mel.
+band. PH2, whole, is the external test: its common and atypical nevi count as nv, its melanomas as mel; its sets are
+calibrated on one image of each lesion of HAM10000.
 
     python -m experiments.frozen_backbone --root DATA --cache .cache --out experiments/results/frozen_backbone.json
 """
@@ -139,12 +140,7 @@ class Run:
     def coverage(self) -> dict[str, Any]:
         """Coverage with one image of each unit in calibration and in test, beside its exact 95% band."""
         rows = {}
-        chosen = []
-        for part, embeddings, codes in zip(self.parts[1:], self.embeddings[1:], self.codes[1:], strict=True):
-            row = {name: i for i, name in enumerate(part.frame["image"])}
-            keep = [row[name] for name in part.one_per(random_state=self.seed).frame["image"]]
-            chosen.append((embeddings[keep], codes[keep]))
-        (E, y), (E_test, y_test) = chosen
+        (E, y), (E_test, y_test) = self.one_per_unit(1), self.one_per_unit(2)
         for name, condition in CONDITIONS.items():
             conformal = ConformalClassifier(self.default, prefit=True, condition_on=condition, confidence_level=LEVEL)
             sets = conformal.fit(E, y).conformalize(E, y).predict_set(E_test)
@@ -161,8 +157,15 @@ class Run:
             }
         return {"seed": self.seed, **rows}
 
+    def one_per_unit(self, part: int) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings and classes of one image of each unit of a part, as `CBDCClassifier` draws them."""
+        data = self.parts[part]
+        row = {name: i for i, name in enumerate(data.frame["image"])}
+        keep = [row[name] for name in data.one_per(random_state=self.seed).frame["image"]]
+        return self.embeddings[part][keep], self.codes[part][keep]
+
     def external(self, outside: np.ndarray, external: LesionDataset) -> dict[str, float]:
-        """Another hospital's images, nothing recalibrated; no guarantee is claimed for them."""
+        """Another hospital's images, one image of each unit calibrated on; no guarantee is claimed for them."""
         proba = self.default.predict_proba(outside)
         y = np.searchsorted(self.classes, external.labels)
         melanoma = int(np.searchsorted(self.classes, "mel"))
@@ -172,8 +175,7 @@ class Run:
         }
         for name, condition in CONDITIONS.items():
             conformal = ConformalClassifier(self.default, prefit=True, condition_on=condition, confidence_level=LEVEL)
-            conformal.fit(self.embeddings[1], self.codes[1]).conformalize(self.embeddings[1], self.codes[1])
-            sets = conformal.predict_set(outside)
+            sets = conformal.conformalize(*self.one_per_unit(1)).predict_set(outside)
             covered = sets[np.arange(len(y)), y]
             found |= {
                 f"coverage_{name}": covered.mean(),

@@ -141,7 +141,7 @@ def test_a_new_fit_forgets_what_the_loaded_model_was_made_from(parts, saved, cac
 def test_score_is_accuracy_and_slips_are_told_before_the_work(parts, fitted):
     test = parts[2]
     assert fitted.score(test) == fitted.score(test.images, test.labels) == np.mean(fitted.predict(test) == test.labels)
-    for slip in ({"score": "foo"}, {"condition_on": "clas"}, {"confidence_level": 90.0}):
+    for slip in ({"score": "foo"}, {"condition_on": "clas"}, {"confidence_level": 90.0}, {"group_by": "sex"}):
         with pytest.raises(ValueError, match=next(iter(slip))):
             CBDCClassifier(**slip).fit(["no image is read"] * 2, ["mel", "nv"])
 
@@ -160,6 +160,11 @@ def test_real_models_are_not_calibrated_on_made_lesions(parts, fitted):
     clf.provenance_ = {"training": {"synthetic": False}}
     with pytest.raises(DatasetError, match="made images"):
         clf.conformalize(parts[1])
+
+
+def test_groups_without_a_condition_on_them_are_refused(parts, fitted):
+    with pytest.raises(ParameterError, match="groups: condition_on=None takes none"):
+        copy.copy(fitted).conformalize(parts[1], groups=["a"] * len(parts[1]))
 
 
 def test_group_conditional_uses_the_column(parts, cache):

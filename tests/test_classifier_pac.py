@@ -21,6 +21,8 @@ def test_pac_travels_with_the_model(parts, tmp_path):
     certificate = clf.certificate()
     n = certificate.n_calibration
     assert [c.rank for c in certificate.conditions] == [pac_rank(n, 0.8, 0.05)]
+    assert "each drawn from a patient or lesion of its own" in str(certificate)
+    assert "several calibration cases" not in str(certificate)
     assert {"training_data", "calibration_data", "embedder", "calibration_scores_sha256"} <= set(certificate.hashes)
     again = CBDCClassifier.load(clf.save(tmp_path / "model.cbdc"))
     assert again.certificate() == certificate

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -45,8 +46,9 @@ def test_predict_writes_one_row_an_image(model, lesions_folder, tmp_path, capsys
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["refused"]
     assert rows[-1]["reason"]
     for row in rows[:3]:
-        assert float(row["p_mel"]) + float(row["p_nv"]) == pytest.approx(1)
-        assert set(row["set"].split("|")) <= {"mel", "nv", ""}
+        assert float(row["prob_mel"]) + float(row["prob_nv"]) == pytest.approx(1)
+        inside = {name for name in ("mel", "nv") if float(row[f"pvalue_{name}"]) > 0.1}
+        assert inside == set(row["set"].split("|")) - {""}
     assert main([*arguments[:-2], "--quiet", "--out", str(tmp_path / "rows.jsonl")]) == 0
     lines = (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["image"] for line in lines] == [path.name for path in images]
@@ -64,7 +66,8 @@ def test_refused_rows_have_every_column_and_strange_names(model, tmp_path):
         file.write(b"no image")
     assert main(["predict", str(model), str(tmp_path / "in"), "--quiet", "--out", str(tmp_path / "rows.csv")]) == 3
     header, row = csv.reader((tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines())
-    assert {"p_mel", "p_nv"} < set(header)
+    assert {"prob_mel", "prob_nv", "pvalue_mel", "pvalue_nv"} < set(header)
+    assert len(row) == len(header)
     assert row[0] == "\\udcff.png"
     assert main(["report", str(model), str(tmp_path / "in"), "--quiet", "--out", str(tmp_path / "c.html")]) == 3
     (tmp_path / "empty").mkdir()
@@ -124,6 +127,53 @@ def test_mistakes_are_one_sentence(arguments, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.fixture(scope="module")
+def manifest(lesions_folder):
+    """The same images with a sex, which every tenth lacks, and an age."""
+    root = lesions_folder.parent / "table"
+    root.mkdir()
+    rows = ["image,label,sex,age"]
+    for i, path in enumerate(sorted(lesions_folder.glob("*/*.png"))):
+        shutil.copy(path, root)
+        sex = "" if i % 10 == 0 else "fm"[i % 2]
+        rows.append(f"{path.name},{path.parent.name},{sex},{30 + i % 3}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--condition-on", "group"], "--group-by is missing: --condition-on group takes the column"),
+        (["--condition-on", "group", "--group-by", "skin"], "no such column; it has image, label, sex, age"),
+        (["--condition-on", "group", "--group-by", "sex"], "20 of 200 images have none. Fix: --missing-group unknown"),
+        (["--group-by", "sex"], "--group-by: it goes with --condition-on group"),
+        (["--missing-group", "unknown"], "--missing-group: it goes with --condition-on group"),
+        (["--delta", "0.1"], "--delta: it goes with --guarantee pac"),
+    ],
+)
+def test_slips_are_told_before_anything_is_embedded(manifest, arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr("cbdc.classifier.ImageEmbedder", None)
+    data = ["fit", "csv", "--root", str(manifest), "--out", str(manifest.parent / "no.cbdc")]
+    assert main([*data, "--quiet", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_images_without_a_group_may_be_one(manifest, capsys):
+    folder = manifest.parent
+    model, data = folder / "groups.cbdc", ["csv", "--root", str(manifest)]
+    options = ["--condition-on", "group", "--group-by", "sex", "--missing-group", "unknown", "--sizes", "0.4", "0.4"]
+    options += ["0.2", "--confidence-level", "0.6", "--guarantee", "pac", "--delta", "0.3", "--quiet"]
+    assert main(["fit", *data, "--out", str(model), *options]) == 0
+    assert "'unknown'" in capsys.readouterr().out
+    assert main(["evaluate", str(model), *data, "--out", str(folder / "groups"), "--quiet"]) == 0
+    groups = json.loads((folder / "groups" / "metrics.json").read_text(encoding="utf-8"))["sets"]["0.6"]
+    assert "unknown" in json.dumps(groups)
+    image = str(next(manifest.glob("*.png")))
+    assert main(["predict", str(model), image, "--group", "unknown", "--quiet"]) == 0
+    assert main(["predict", str(model), image, "--quiet"]) == 1
 
 
 def test_unknown_network_and_bad_level(lesions_folder, tmp_path, capsys):

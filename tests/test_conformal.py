@@ -1,7 +1,9 @@
 """The conformal classifier: thresholds, estimators, memory, and inputs that must be refused."""
 
+import copy
 import json
 import math
+import pickle
 import tracemalloc
 import warnings
 from fractions import Fraction
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import sparse, stats
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_iris
@@ -23,13 +25,14 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
-from test_conformal_properties import CONDITIONS, conformalized, draw_cases, every_condition, every_score
+from test_conformal_properties import CONDITIONS, conformalized, draw_cases, every_condition, every_score, groups_for
 
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
-from cbdc.conformal import SCORES, CalibrationScores, least_n
+from cbdc.conformal import SCORES, CalibrationScores, HierarchicalConformalClassifier, least_n
+from cbdc.conformal._seen import row_hashes
 from cbdc.conformal.thresholds import round_up
-from cbdc.errors import CalibrationSizeWarning, ParameterError
+from cbdc.errors import CalibrationSizeWarning, LeakageWarning, ParameterError
 
 # --- thresholds
 
@@ -150,8 +153,13 @@ def test_prefit_frozen_and_refitted_agree(iris):
     expected = fitted(iris).conformalize(X[60:], y[60:]).predict_set(X)
     for clf in (ConformalClassifier(estimator, prefit=True), ConformalClassifier(FrozenEstimator(estimator)).fit(X, y)):
         np.testing.assert_array_equal(clf.conformalize(X[60:], y[60:]).predict_set(X), expected)
+    frozen = clone(ConformalClassifier(FrozenEstimator(estimator))).conformalize(X[60:], y[60:])  # no fit
+    np.testing.assert_array_equal(frozen.predict_set(X), expected)
     with pytest.raises(NotFittedError):
         ConformalClassifier(LogisticRegression(), prefit=True).conformalize(X, y)
+    for other in (estimator, LogisticRegression()):
+        with pytest.raises(NotFittedError, match=r"call fit\(X, y\) first, or give prefit=True"):
+            ConformalClassifier(other).conformalize(X[60:], y[60:])
 
 
 def test_fit_drops_old_scores_and_the_name_of_the_score_is_a_parameter(iris):
@@ -181,7 +189,7 @@ def test_parameters_set_after_calibration_wait_for_the_next_one(condition, score
         clf.set_params(condition_on=other, rank_calibrated=False, guarantee="marginal", window=None, **others)
         assert answers() == before
         assert clf.get_state()[1] == state
-    clf.conformalize(P[:300], y[:300], groups=groups[:300])
+    clf.conformalize(P[:300], y[:300])
     assert answers() != before
     clf.set_params(confidence_level=0.5)
     np.testing.assert_array_equal(
@@ -217,7 +225,7 @@ def test_logarithms_are_used_where_the_estimator_has_them():
     Z = 600 * rng.standard_normal((4000, 3))
     y = rng.integers(0, 3, 4000)  # labels that the estimator knows nothing of
     for score in set(SCORES) - {"topk"}:  # whose ranks tie
-        clf = ConformalClassifier(Sharp(), score=score).fit(Z, y).conformalize(Z[:2000], y[:2000])
+        clf = ConformalClassifier(Sharp(), score=score).fit(Z[2000:], y[2000:]).conformalize(Z[:2000], y[:2000])
         sets = clf.predict_set(Z[2000:])
         low, high = m.coverage_band(2000, 2000, 0.9, probability=1 - 1e-5)
         assert low <= m.coverage(sets, y[2000:]) <= high
@@ -243,7 +251,7 @@ def test_state_round_trip(iris, score):
             clf.tune(X[:60], y[:60])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CalibrationSizeWarning)
-            clf.conformalize(X[60:], y[60:], groups=groups)
+            clf.conformalize(X[60:], y[60:], groups=groups_for(condition, groups))
         arrays, document = clf.get_state()
         document = json.loads(json.dumps(document))
         again = ConformalClassifier.from_state(arrays, document, estimator=clf.estimator_)
@@ -283,6 +291,81 @@ def test_counts_go_into_the_coverage_table():
         assert whole["band_low"] <= whole["coverage"] <= whole["band_high"]
 
 
+TABLES = [
+    {"guarantee": "pac"},
+    {"guarantee": "pac", "condition_on": "class", "window": 50},
+    {"condition_on": "cluster"},
+    {"condition_on": "group", "small_groups": "merge"},
+    {"condition_on": "class_and_group", "guarantee": "pac"},
+    {"score": "topk"},
+]
+
+
+@pytest.mark.parametrize("options", TABLES)
+def test_the_table_of_coverage_has_the_band_of_its_calibration(options):
+    """Over 40 calibrations: the row of all cases lies in its 95% band, that of the ranks, cells and ties there are."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(40):
+        P, y, _ = draw_cases(rng, 1000, 4)
+        groups = rng.choice(["a", "b", "c"], 1000, p=[0.7, 0.29, 0.01])
+        clf = conformalized(P[:400], y[:400], groups[:400], **options)
+        test = {"X": P[400:], "groups": groups[400:]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CalibrationSizeWarning)
+            try:
+                table = clf.coverage_table(test["X"], y[400:], test["groups"])
+            except ParameterError:  # the rarest group was not calibrated
+                continue
+        whole = table.iloc[0]
+        inside += whole["band_low"] <= whole["coverage"] <= whole["band_high"]
+        level_of_conditions = {c.n: c.rank for c in clf.certificate().conditions}
+        cells = clf._group_codes(test["groups"], 600) * clf.calibration_.counts.shape[1]
+        cells += 0 if clf.columns_ is None else clf.columns_[y[400:]]
+        n_test = np.bincount(cells, minlength=clf.calibration_.counts.size)
+        n = clf.calibration_.counts.ravel()[n_test > 0]
+        ranks = [level_of_conditions[k] for k in n]
+        band = m.coverage_band(n, n_test[n_test > 0], 0.9, probability=0.95, ranks=ranks)
+        assert whole["band_low"] == band[0]
+        assert whole["band_high"] == (1 if options.get("score") == "topk" else band[1])
+        rows = set(table["name"])
+        assert set(range(4)) < rows
+        if options.get("small_groups") == "merge":
+            assert set(clf.groups_.tolist()) < rows
+    assert inside >= 32
+
+
+def test_the_table_of_coverage_counts_what_it_is_given():
+    rng = np.random.default_rng(0)
+    P, y, groups = draw_cases(rng, 900, 3)
+    clf = ConformalClassifier().conformalize(P[:400], y[:400])
+    table = clf.coverage_table(P[400:], y[400:], groups[400:], 0.8, least_n=200, probability=0.9)
+    expected = m.coverage_table(
+        clf.predict_set(P[400:], 0.8), y[400:], groups=groups[400:], n_calibration=400, confidence_level=0.8,
+        least_n=200, probability=0.9,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(table, expected)
+    two = np.stack([groups, groups], axis=1).astype(str)
+    assert "0, 0" in set(clf.coverage_table(P[400:], y[400:], two[400:])["name"])
+    units = rng.integers(0, 150, 400)
+    shared = ConformalClassifier().conformalize(P[:400], y[:400], units=units)
+    assert shared.coverage_table(P[400:], y[400:])["band_low"].isna().all()
+    drawn = ConformalClassifier(repeated="one").conformalize(P[:400], y[:400], units=units)
+    n = len(set(units.tolist()))
+    band = m.coverage_band(n, 500, 0.9, probability=0.95)
+    assert tuple(drawn.coverage_table(P[400:], y[400:]).loc[0, ["band_low", "band_high"]]) == band
+    with pytest.raises(NotFittedError, match="conformalize"):
+        ConformalClassifier().fit(P).coverage_table(P, y)
+
+
+def test_the_table_of_coverage_takes_the_names_of_classes(iris):
+    X, y = iris
+    clf = fitted(iris, condition_on="class").conformalize(X[60:120], y[60:120])
+    table = clf.coverage_table(X[120:], y[120:], least_n=1)
+    assert table["name"].tolist() == ["all", *clf.classes_]
+    assert table["n"].tolist() == [30, *(int((y[120:] == name).sum()) for name in clf.classes_)]
+    assert table["band_low"].notna().all()
+
+
 def test_the_guarantee_in_words():
     P, y, groups = draw_cases(np.random.default_rng(0), 400, 3)
     clf = ConformalClassifier().conformalize(P, y)
@@ -295,6 +378,29 @@ def test_the_guarantee_in_words():
     text = str(text)
     assert "each class in each group" in text
     assert "always in the set" in text
+
+
+@pytest.mark.parametrize("guarantee", ["marginal", "pac"])
+@pytest.mark.parametrize(
+    ("options", "votes"),
+    [({"score": "topk"}, None), ({"score": "lac"}, 10), ({"score": "aps"}, 30), ({"score": "lac"}, None)],
+)
+def test_the_band_holds_where_scores_tie(options, votes, guarantee):
+    """A population of 20,000 whose coverage is counted; 60 calibrations on 300 of it."""
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 20_000, 7, scale=1.5)
+    if votes:
+        P = rng.multinomial(votes, P) / votes
+    clf, inside = ConformalClassifier(**options, guarantee=guarantee), 0
+    for _ in range(60):
+        rows = rng.permutation(20_000)[:300]
+        condition = clf.conformalize(P[rows], y[rows]).certificate().conditions[0]
+        sets = clf.predict_set(P)
+        inside += condition.low <= m.coverage(sets, y) <= condition.high
+        if not votes:
+            assert (condition.high == 1) == (options["score"] == "topk")
+        assert ("or more" in str(clf.certificate())) == (condition.high == 1)
+    assert m.clopper_pearson(inside, 60, 1 - 1e-4)[1] >= 0.9
 
 
 # --- memory
@@ -341,6 +447,17 @@ def test_bad_probabilities_name_their_row(P, message):
         ConformalClassifier().conformalize(GOOD, LABELS).predict_set(P)
 
 
+def test_probabilities_of_float16_are_told_to_be_renormalised():
+    P = softmax(np.random.default_rng(0).standard_normal((200, 40)), axis=1).astype(np.float16)
+    y = np.arange(200) % 40
+    with pytest.raises(ValueError, match=r"float16 for example, divide each row by its sum"):
+        ConformalClassifier().conformalize(P, y)
+    P = P.astype(np.float32)
+    ConformalClassifier().conformalize(P / P.sum(axis=1, keepdims=True), y)
+    with pytest.raises(ValueError, match="not logits"):
+        ConformalClassifier().conformalize(3 * P, y)
+
+
 def test_wrong_width_and_reordered_columns_are_refused(iris):
     clf = ConformalClassifier().conformalize(GOOD, LABELS)
     with pytest.raises(ValueError, match=r"4 features.*expecting 3"):
@@ -377,6 +494,14 @@ def test_unknown_labels_are_named(iris):
         ConformalClassifier().conformalize(GOOD, np.where(np.arange(30) == 3, 3, LABELS))
     with pytest.raises(ValueError, match="29"):
         clf.conformalize(X[60:90], y[60:89])
+
+
+@pytest.mark.parametrize("condition_on", [None, "class"])
+def test_groups_that_a_condition_does_not_take_are_refused(condition_on):
+    with pytest.raises(ParameterError, match=r"groups: condition_on=.* takes none. Fix: condition_on='group'"):
+        ConformalClassifier(condition_on=condition_on).conformalize(GOOD, LABELS, groups=["a"] * 30)
+    with pytest.raises(ParameterError, match=r"groups: condition_on=.* takes none"):
+        HierarchicalConformalClassifier(condition_on=condition_on).conformalize(GOOD, LABELS, groups=["a"] * 30)
 
 
 def test_groups_must_be_there_and_known():
@@ -444,6 +569,65 @@ def test_an_estimator_without_probabilities_is_refused(iris):
         fitted(iris, LinearSVC())
     with pytest.raises(ValueError, match="confidence_level"):
         ConformalClassifier().conformalize(GOOD, LABELS).predict_set(GOOD, 95)
+
+
+def leaky(rng, n=300):
+    X = rng.standard_normal((n, 4))
+    return X, (X[:, 0] + rng.standard_normal(n) > 0).astype(int)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, np.float32, pd.DataFrame, lambda X: pd.DataFrame(X).astype(object)])
+def test_cases_that_were_trained_on_are_noticed(convert):
+    X, y = leaky(np.random.default_rng(0))
+    clf = ConformalClassifier(LogisticRegression()).fit(convert(X[:150]), y[:150])
+    clf.conformalize(convert(X[150:]), y[150:])
+    for part, found in ((slice(0, 150), 150), (slice(130, 300), 20)):
+        with pytest.warns(
+            LeakageWarning, match=f"{found} of .* calibration cases are rows .* was trained on"
+        ) as caught:
+            clf.conformalize(convert(X[part]), y[part])
+        assert caught[0].filename == __file__
+    for other in (clone(clf).fit(convert(X[150:]), y[150:]), pickle.loads(pickle.dumps(clf)), copy.deepcopy(clf)):
+        other.conformalize(convert(X[:150]), y[:150])
+        assert "_seen" not in other.__getstate__()
+
+
+def test_cases_that_were_tuned_on_are_noticed():
+    P, y, _ = draw_cases(np.random.default_rng(0), 600, 3)
+    clf = ConformalClassifier(score="raps").tune(P[:300], y[:300])
+    with pytest.warns(LeakageWarning, match="300 of 300 calibration cases are rows .* was tuned on"):
+        clf.conformalize(P[:300], y[:300])
+    clf.conformalize(P[300:], y[300:])
+    clf.tune(P[300:], y[300:]).tune(P[300:], y[300:]).conformalize(P[:300], y[:300])
+    clf.fit(P[:300]).set_params(score="lac").conformalize(P[:300], y[:300])  # without an estimator fit sees nothing
+    assert "none of them trained or tuned on" in str(clf.certificate())
+
+
+@pytest.mark.parametrize("estimator", [{"prefit": True}, {}])
+def test_an_estimator_that_was_fitted_elsewhere_saw_nothing_here(estimator):
+    X, y = leaky(np.random.default_rng(0))
+    model = LogisticRegression().fit(X, y)
+    clf = ConformalClassifier(model if estimator else FrozenEstimator(model), **estimator)
+    clf.fit(X, y).conformalize(X, y)
+
+
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(20, 400), m=st.integers(20, 400), votes=st.integers(2, 40))
+def test_votes_that_coincide_are_no_leak(seed, n, m, votes):
+    P, y, _ = draw_cases(np.random.default_rng(seed), n + m, 3)
+    P = np.random.default_rng(seed).multinomial(votes, P) / votes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CalibrationSizeWarning)
+        ConformalClassifier(score="raps").tune(P[:n], y[:n]).conformalize(P[n:], y[n:])
+
+
+def test_rows_are_alike_by_what_they_hold():
+    table = pd.DataFrame({"site": ["back", "face", "back"], "age": [40, 50, 40]})
+    hashes = row_hashes(table)
+    assert hashes[0] == hashes[2] != hashes[1]
+    np.testing.assert_array_equal(row_hashes(np.array([[0.0, 1]])), row_hashes(np.array([[-0.0, 1]], dtype=np.float32)))
+    assert len(set(row_hashes(np.random.default_rng(0).integers(0, 2, (500, 60))))) == 500
+    for none in (sparse.csr_matrix(np.eye(3)), [[[1]], [[1, 2]]], np.array([[[1]], [[1, 2]]], dtype=object)):
+        assert len(row_hashes(none)) == 0
 
 
 def test_calibration_holds_no_case():

@@ -64,7 +64,22 @@ def draw_cases(rng, n, n_classes, scale=1.5):
     return P, y, np.append([0, 1], rng.integers(0, 2, n))[:n]
 
 
+def test_a_known_taxonomy_goes_by_its_name():
+    rng = np.random.default_rng(0)
+    P = rng.dirichlet(np.ones(7), 200)
+    y = (P.cumsum(axis=1) < rng.random((200, 1))).sum(axis=1)
+    named = HierarchicalConformalClassifier(taxonomy="ham10000").conformalize(P, y)
+    given = HierarchicalConformalClassifier(taxonomy=get_taxonomy("ham10000")).conformalize(P, y)
+    assert named.nodes_ == given.nodes_
+    assert named.predict_nodes(P) == given.predict_nodes(P)
+    again = HierarchicalConformalClassifier.from_state(*named.get_state())
+    assert again.predict_nodes(P) == given.predict_nodes(P)
+    with pytest.raises(DatasetError, match="did you mean 'ham10000'"):
+        HierarchicalConformalClassifier(taxonomy="ham1000").conformalize(P, y)
+
+
 def conformalized(tree, P, y, groups=None, **options):
+    groups = groups if options.get("condition_on") == "group" else None
     return HierarchicalConformalClassifier(taxonomy=tree, **options).conformalize(P, y, groups=groups)
 
 

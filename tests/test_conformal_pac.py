@@ -14,6 +14,7 @@ from scipy import stats
 from cbdc import ConformalClassifier
 from cbdc.conformal import Certificate, pac_least_n, pac_p_values, pac_rank
 from cbdc.errors import CalibrationSizeWarning, ParameterError
+from cbdc.metrics import exact_level
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
 import reference
@@ -75,13 +76,25 @@ def test_pac_p_values_are_upper_limits_of_clopper_and_pearson():
     np.testing.assert_allclose(found, expected)
 
 
+@pytest.mark.parametrize("window", [5, 10, 20, 50, 100])
+def test_window_p_values_give_the_sets(window):
+    """19 of 20 at 0.95: the float 1 - 19/20 exceeds .05, and would take in what the set leaves out."""
+    rng = np.random.default_rng(0)
+    P = rng.dirichlet(np.ones(4), 500)
+    y = (P.cumsum(axis=1) < rng.random((500, 1))).sum(axis=1)
+    for level in (0.1, 0.3, 0.6, 0.7, 0.8, 0.9, 0.95):
+        clf = ConformalClassifier(guarantee="pac", window=window, confidence_level=level).conformalize(P[:250], y[:250])
+        sets = clf.p_values(P[250:]) > float(1 - exact_level(level))
+        np.testing.assert_array_equal(clf.predict_set(P[250:]), sets)
+
+
 def test_the_certificate_says_what_is_promised_and_survives_json():
     P = np.random.default_rng(0).dirichlet(np.ones(3), 300)
     y = np.arange(300) % 3
     certificate = ConformalClassifier(guarantee="pac", condition_on="class").conformalize(P, y).certificate()
     assert certificate.delta == 0.05
     assert certificate.n_calibration == 300
-    for part in ("probability at least 0.95 over", "each class", "each threshold on its own", "exchangeable"):
+    for part in ("probability at least 0.95 over", "each class", "each threshold on its own", "independent"):
         assert part in str(certificate)
     assert [c.rank for c in certificate.conditions] == [pac_rank(100, 0.9, 0.05)] * 3
     assert len(certificate.hashes["calibration_scores_sha256"]) == 64

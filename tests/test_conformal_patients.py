@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.neighbors import KNeighborsClassifier
-from test_conformal_properties import CONDITIONS, draw_cases
+from test_conformal_properties import CONDITIONS, draw_cases, groups_for
 
 from cbdc import ConformalClassifier
 from cbdc.conformal import CalibrationScores, Condition, approximate_band, draw_one, effective_n
@@ -145,9 +145,9 @@ def conformalized(P, y, groups, units, **options):
         warnings.simplefilter("ignore", CalibrationSizeWarning)
         clf = ConformalClassifier(**options)
         if options.get("condition_on") == "cluster" or options.get("rank_calibrated"):
-            other, labels, _ = draw_cases(np.random.default_rng(1), 150, P.shape[1])
+            other, labels, _ = draw_cases(np.random.default_rng([1, 1]), 150, P.shape[1])  # no seed that is drawn
             clf.tune(other, labels)
-        return clf.conformalize(P, y, groups=groups, units=units)
+        return clf.conformalize(P, y, groups=groups_for(options, groups), units=units)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -189,6 +189,37 @@ def test_state_round_trip_with_units():
     assert again.certificate() == clf.certificate()
     assert "patient" in str(clf.certificate())
     assert "about" in str(clf.certificate())
+
+
+@pytest.mark.parametrize("condition_on", [None, "class"])
+def test_the_certificate_says_whose_cases_are_meant(condition_on):
+    """What breaks a guarantee depends on whether units were given; and PAC in the long run takes independence."""
+    rng = np.random.default_rng(0)
+    P, y, _ = draw_cases(rng, 600, 2)
+    units, breaks = rng.integers(0, 300, 600), "several calibration cases of one patient or lesion"
+    text = {}
+    for repeated in (None, "one", "hierarchical"):
+        options = {} if repeated is None else {"repeated": repeated}
+        clf = conformalized(P, y, None, None if repeated is None else units, condition_on=condition_on, **options)
+        text[repeated] = str(clf.certificate())
+        assert clf.repeated_ == repeated
+        assert "none of them trained or tuned on" in text[repeated]
+        assert (breaks in text[repeated]) == (repeated is None)
+        assert ("drawn at random from a new patient or lesion" in text[repeated]) == (repeated is not None)
+        assert "exchangeable" in text[repeated]
+        again = ConformalClassifier.from_state(*clf.get_state())
+        assert str(again.certificate()) == text[repeated]
+    assert "each drawn from a patient or lesion of its own" in text["one"]
+    assert ("of that class" in text["hierarchical"]) == (condition_on == "class")
+    pac = {"guarantee": "pac", "repeated": "one", "condition_on": condition_on}
+    for of in (None, units):
+        certificate = str(conformalized(P, y, None, of, **pac).certificate())
+        assert "and those to come are independent and of one population" in certificate
+        assert "exchangeable" not in certificate
+        assert ("drawn at random from a new" in certificate) == (of is not None)
+    window = str(conformalized(P, y, None, None, window=20, **pac).certificate())
+    assert "over the calibration cases and those, a share" in window
+    assert "exchangeable" in window
 
 
 def test_one_case_of_each_unit_is_drawn_evenly():

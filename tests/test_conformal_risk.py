@@ -22,7 +22,7 @@ from cbdc.conformal import (
     rcps_index,
     risk_p_values,
 )
-from cbdc.errors import ParameterError
+from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -141,8 +141,70 @@ def test_predictive_values_fall_short_with_probability_delta():
     assert released > 0.9 * runs
 
 
+def test_a_pile_is_certified_with_the_cases_at_its_threshold():
+    """The .5 of the grid is the score of 200 benign cases: from there on a half is malignant, beyond it all are."""
+    X, y = np.repeat([[0, 1.0], [0.5, 0.5], [1, 0]], 200, axis=0), np.repeat([1, 0, 0], 200)
+    triage = ConformalTriage(malignant=[1], npv=0.9, ppv=0.9).conformalize(X, y)
+    assert triage.urgent_threshold_ > 0.5
+    table = triage.report(X, y).set_index("pile")
+    assert table.loc["urgent", "n"] == table.loc["urgent", "malignant"] == 200
+    X, y = X[:, ::-1], 1 - y
+    triage = ConformalTriage(malignant=[1], npv=0.9, ppv=0.999).conformalize(X, y)
+    assert triage.report(X, y).set_index("pile").loc["release", ["n", "malignant"]].tolist() == [200, 0]
+
+
+@given(votes=st.integers(2, 30), seed=seeds)
+def test_the_piles_of_calibration_are_the_piles_of_use(votes, seed):
+    """Scores that tie, on the grid and beside it: what was certified is what is later in the pile."""
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, votes + 1, 1200) / votes
+    y = (rng.random(1200) < scores ** rng.choice([1, 3])).astype(int)
+    P = np.stack([1 - scores, scores], axis=1)
+    triage = ConformalTriage(malignant=[1], npv=0.8, ppv=0.7, delta=0.1).conformalize(P, y)
+    piles, share = triage.predict_triage(P), 0.1 / 2 / 10  # one of two piles, one of ten starts
+    for pile, wrong, level in (("release", y == 1, 1 - 0.8), ("urgent", y == 0, 1 - 0.7)):
+        inside = piles == pile
+        if inside.any() and (pile == "urgent" or not (piles == "urgent").any()):
+            assert stats.binom.cdf(wrong[inside].sum(), inside.sum(), level) <= share
+
+
+@pytest.mark.parametrize("votes", [2, 3, 4, 10, 30])
+def test_predictive_values_of_votes_fall_short_with_probability_delta(votes):
+    """Votes drawn evenly, malignant with probability score**2: the predictive values of every pile are known."""
+    rng = np.random.default_rng(0)
+    values, runs, delta = np.arange(votes + 1) / votes, 300, 0.1
+    levels = [1 - np.mean(values[values <= 0.5] ** 2) + 1e-3, np.mean(values[values >= 0.5] ** 2) + 1e-3]  # just missed
+    short = 0
+    for _ in range(runs):
+        scores = rng.choice(values, 400)
+        y = (rng.random(400) < scores**2).astype(int)
+        triage = ConformalTriage(malignant=[1], npv=levels[0], ppv=levels[1], delta=delta)
+        triage.conformalize(np.stack([1 - scores, scores], axis=1), y)
+        piles = triage.predict_triage(np.stack([1 - values, values], axis=1))
+        released, urgent = values[piles == "release"] ** 2, values[piles == "urgent"] ** 2
+        short += (len(released) and 1 - released.mean() < levels[0]) or (len(urgent) and urgent.mean() < levels[1])
+    assert m.clopper_pearson(short, runs, 1 - 1e-5)[0] <= delta
+
+
+@pytest.mark.parametrize("delta", [0.02, 0.05, 0.1])
+def test_a_pile_is_certified_exactly_where_its_share_of_delta_allows(delta):
+    """All cases in one pile with k errors: half of delta is for the other pile, a tenth of it for each start."""
+    n, level = 300, 0.2
+    for wrong, score, pile in ((1, 0.0, "release"), (0, 1.0, "urgent")):
+        X = np.tile([1 - score, score], (n, 1))
+        for k in range(25, 65):
+            y = np.where(np.arange(n) < k, wrong, 1 - wrong)
+            triage = ConformalTriage(malignant=[1], npv=1 - level, ppv=1 - level, delta=delta).conformalize(X, y)
+            certified = stats.binom.cdf(k, n, level) <= delta / 2 / 10
+            assert (triage.predict_triage(X[:1])[0] == pile) == certified
+
+
 def test_piles_add_up_and_batch_is_one_by_one():
     rng = np.random.default_rng(0)
+    many = ConformalTriage(malignant=range(9), npv=0.8, ppv=0.8)
+    P = rng.dirichlet(np.ones(12), 400)
+    many.conformalize(P, rng.integers(0, 12, 400))
+    np.testing.assert_array_equal(many.malignancy(P), [many.malignancy(P[[i]])[0] for i in range(400)])
     triage = ConformalTriage(malignant=[1], npv=0.8, ppv=0.8).conformalize(*population(rng, 3000))
     P, y = population(rng, 500)
     piles = triage.predict_triage(P)
@@ -197,6 +259,23 @@ BAD = [
     (lambda: crc_index([[np.nan]], 0.1), "none missing"),
     (lambda: risk_p_values([[1.5]], 0.1), "between"),
     (lambda: ltt_indices([0.1], correction="holm"), "holm"),
+    (lambda: ltt_indices([0.01, np.nan]), "number 1 is nan"),
+    (lambda: ltt_indices([np.nan, np.nan], correction="bonferroni"), "number 0 is nan"),
+    (lambda: ltt_indices([0.01, 1.5]), "number 1 is 1.5"),
+    (lambda: ltt_indices([[0.01]]), "shape"),
+    (lambda: ltt_indices([0.9, 0.9], delta=5), "delta: got 5"),
+    (lambda: ltt_indices([0.01], delta=-1), "delta: got -1"),
+    (lambda: ltt_indices([0.01], starts=0), "starts: got 0"),
+    (lambda: ltt_indices([0.01], starts=1.5), "starts: got 1.5"),
+    (lambda: rcps_index(np.ones((20, 3)), np.nan), "risk_level: got nan"),
+    (lambda: rcps_index(np.ones((20, 3)), 1.5), "risk_level: got 1.5"),
+    (lambda: rcps_index(np.ones((20, 3)), 0.1, delta=np.nan), "delta: got nan"),
+    (lambda: rcps_index(np.ones((20, 3)), 0.1, delta=1.5), "delta: got 1.5"),
+    (lambda: risk_p_values(np.zeros((5, 1)), -0.1), "risk_level: got -0.1"),
+    (lambda: risk_p_values([[0.5], [0.2]], "0.1"), "risk_level: got '0.1'"),
+    (lambda: crc_index([[1, 0]], np.nan), "risk_level: got nan"),
+    (lambda: crc_index([[1, 0]], 0), "risk_level: got 0"),
+    (lambda: crc_index([[1, 0]], 0.1, largest=np.nan), "largest: got nan"),
     (lambda: MalignancyClassifier(malignant=[2]).conformalize(GOOD, LABELS), "2 is no class"),
     (lambda: MalignancyClassifier(malignant=[0, 1]).conformalize(GOOD, LABELS), "benign"),
     (lambda: MalignancyClassifier(risk_level=0).conformalize(GOOD, LABELS), "risk_level"),
@@ -213,7 +292,84 @@ def test_bad_inputs_are_named(call, message):
         call()
 
 
-def test_no_malignant_case_flags_everything():
-    clf = MalignancyClassifier(malignant=[1]).conformalize(GOOD, np.zeros(50, dtype=int))
+@pytest.mark.parametrize("kind", [MalignancyClassifier, ConformalTriage])
+def test_the_certificate_names_the_malignant_classes(kind):
+    """Left unnamed they would be the last class of the alphabet, vasc, which is benign."""
+    rng = np.random.default_rng(0)
+    y = rng.choice(["bcc", "mel", "nv", "vasc"], 300)
+    X = rng.standard_normal((300, 2))
+    clf = kind(LogisticRegression()).fit(X[:100], y[:100])
+    with pytest.raises(ParameterError, match=r"here are 4: \['bcc', 'mel', 'nv', 'vasc'\].*name those"):
+        clf.conformalize(X[100:], y[100:])
+    clf.set_params(malignant=["mel", "bcc"]).conformalize(X[100:], y[100:])
+    assert "classes 'bcc', 'mel'" in str(clf.certificate())
+    P, y = population(rng, 300)
+    np.testing.assert_array_equal(kind().conformalize(P, y).malignancy(P), P[:, 1])
+    assert "class 1)" in str(kind().conformalize(P, y).certificate())
+
+
+@pytest.mark.parametrize(("method", "needed"), [("crc", 19), ("rcps", 59)])
+@pytest.mark.parametrize("n", [0, 4])
+def test_too_few_malignant_cases_flag_everything_and_warn(method, needed, n):
+    y = (np.arange(50) < n).astype(int)
+    with pytest.warns(CalibrationSizeWarning, match=f"of 0.95, which takes {needed}: {n}; so every") as caught:
+        clf = MalignancyClassifier(malignant=[1], method=method).conformalize(GOOD, y)
+    assert caught[0].filename == __file__
     assert clf.flag(GOOD).all()
-    assert "too few" in str(clf.certificate())
+    assert f"{n} malignant cases are too few" in str(clf.certificate())
+    assert f"malignant cases (n = {n}): 1, always" in str(clf.certificate())
+    enough = MalignancyClassifier(malignant=[1], method=method)
+    P, _ = population(np.random.default_rng(0), needed)
+    assert np.isfinite(enough.conformalize(P, np.ones(needed, dtype=int)).threshold_)
+
+
+@pytest.mark.parametrize("method", ["crc", "rcps"])
+def test_malignant_units_count_once(method):
+    """One malignant image of each lesion is drawn, whatever is benign beside it; the promise is for a new lesion."""
+    rng = np.random.default_rng(0)
+    P, y = population(rng, 600)
+    units = rng.integers(0, 200, 600)
+    clf = MalignancyClassifier(malignant=[1], method=method, random_state=3)
+    alone = clf.conformalize(P, y).threshold_
+    assert "several calibration cases of one patient or lesion" in str(clf.certificate())
+    clf.conformalize(P, y, units=units)
+    assert clf.n_malignant_ == len(np.unique(units[y == 1])) < y.sum()
+    assert clf.threshold_ != alone
+    text = str(clf.certificate())
+    assert "drawn from a new patient or lesion that has one" in text
+    assert "several calibration cases" not in text
+    assert ("independent" in text) == (method == "rcps")
+    assert ("exchangeable" in text) == (method == "crc")
+    copies = clf.conformalize(np.tile(P, (5, 1)), np.tile(y, 5), units=np.tile(np.arange(600), 5)).threshold_
+    assert copies == alone
+    with pytest.raises(ValueError, match="units"):
+        clf.conformalize(P, y, units=units[:5])
+
+
+@pytest.mark.parametrize("method", ["crc", "rcps"])
+def test_the_band_of_the_sensitivity_holds(method):
+    """With p uniform among the malignant cases the sensitivity of a threshold is one less that threshold."""
+    rng = np.random.default_rng(0)
+    clf, inside = MalignancyClassifier(malignant=[1], method=method, risk_level=0.1), 0
+    for _ in range(400):
+        p = rng.random(100)
+        clf.conformalize(np.stack([1 - p, p], axis=1), np.ones(100, dtype=int))
+        inside += clf.condition_.low <= 1 - clf.threshold_ <= clf.condition_.high
+    low, high = stats.binom.ppf([1e-5, 1 - 1e-5], 400, 0.9)
+    assert low <= inside <= high
+    clf.conformalize(np.full((100, 2), 0.5), np.ones(100, dtype=int))
+    assert clf.condition_.high == 1
+
+
+def test_the_certificate_says_why_nothing_is_released():
+    rng = np.random.default_rng(0)
+    P, y = population(rng, 3000)
+    triage = ConformalTriage(malignant=[1], npv=0.5, ppv=0.1).conformalize(P, y)
+    assert triage.release_threshold_ == -np.inf
+    assert "nothing is released, since all that could be certified is urgent already" in str(triage.certificate())
+    triage = ConformalTriage(malignant=[1], npv=0.9999, ppv=0.8).conformalize(P, y)
+    assert "no threshold could be certified for 0.9999 benign" in str(triage.certificate())
+    assert "several calibration cases" in str(triage.certificate())
+    text = str(triage.conformalize(P, y, units=np.arange(3000) // 2).certificate())
+    assert "1500 calibration cases, one of each patient or lesion," in text
+    assert "several calibration cases" not in text

@@ -24,6 +24,8 @@ def damaged_states():
     yield "score", entry(score="best"), "score is 'best'"
     yield "condition", entry(condition_on="patient"), "condition_on is 'patient'"
     yield "randomized", entry(randomized="no"), "randomized is 'no'"
+    yield "repeated", entry(repeated="two"), "repeated is 'two'"
+    yield "units", entry(repeated="hierarchical"), "units: they go with"
     yield "seed", entry(seed=-1), "seed"
     yield "level", entry(confidence_level=1.5), "confidence_level"
     yield "classes", entry(n_classes=4), "counts"
@@ -59,7 +61,7 @@ def test_a_damaged_state_is_refused(damage, message):
 
 def test_a_state_may_hold_logarithms_of_zero_and_empty_conditions():
     Z = np.where(np.arange(3) == np.arange(40)[:, None] % 2, 0.0, -1e4)
-    clf = ConformalClassifier(Sharp(), score="aps", randomized=False, condition_on="class").fit(Z, np.arange(40) % 3)
+    clf = ConformalClassifier(Sharp(), score="aps", randomized=False, condition_on="class").fit(-Z, np.arange(40) % 3)
     with pytest.warns(CalibrationSizeWarning):
         clf.conformalize(Z, np.zeros(40, dtype=int))
     arrays, document = clf.get_state()

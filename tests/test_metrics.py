@@ -121,6 +121,36 @@ def test_missing_groups_keep_their_rows():
     assert dict(zip(rows["name"], rows["n"])) == {3.0: 45, "missing": 15}
 
 
+def test_names_of_classes_are_their_columns():
+    sets, y, _ = table_case()
+    names = np.array(["bcc", "mel", "nv"])
+    expected = m.coverage_table(sets, y, classes=names)
+    for labels in (names[y], names[y].astype(object), pd.Series(names[y])):
+        pd.testing.assert_frame_equal(m.coverage_table(sets, labels, classes=names), expected)
+    with pytest.raises(ValueError, match="case 1 is 'scc'; classes are bcc, mel, nv"):
+        m.coverage_table(sets[:2], ["bcc", "scc"], classes=names)
+    with pytest.raises(ValueError, match="case 0 is 'bcc'; classes are 0, 1, 2"):
+        m.coverage_table(sets[:2], ["bcc", "bcc"])
+
+
+def test_classes_that_share_a_threshold_share_a_band():
+    sets, y, groups = table_case()
+    n_y = np.bincount(y)
+    options = {"columns": [0, 1, 0], "n_calibration": [150, 40], "confidence_level": 0.9, "groups": groups}
+    table = m.coverage_table(sets, y, **options).set_index(["by", "name"])[["band_low", "band_high"]]
+    expected = m.coverage_band([150, 40], [n_y[0] + n_y[2], n_y[1]], 0.9, probability=0.95)
+    assert tuple(table.loc[("all", "all")]) == expected
+    assert tuple(table.loc[("class", 1)]) == m.coverage_band(40, n_y[1], 0.9, probability=0.95)
+    assert table.loc[[("class", 0), ("class", 2), ("group", "I-II")]].isna().all(axis=None)
+    opened = m.coverage_table(sets, y, open_ended=[False, True], **options).set_index(["by", "name"])
+    assert tuple(opened.loc[("all", "all"), ["band_low", "band_high"]]) == (expected[0], 1)
+    assert opened.loc[("class", 1), "band_high"] == 1
+    closed = m.coverage_table(sets, y, open_ended=[False, False], **options).set_index(["by", "name"])
+    np.testing.assert_array_equal(closed[["band_low", "band_high"]], table)
+    with pytest.raises(ValueError, match="3 whole numbers"):
+        m.coverage_table(sets, y, **options | {"columns": [0, 1]})
+
+
 def test_bands_stand_only_where_something_is_guaranteed():
     sets, y, groups = table_case()
     n_y, n_g = np.bincount(y), {g: int((groups == g).sum()) for g in ("I-II", "V-VI")}

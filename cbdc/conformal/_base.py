@@ -1,6 +1,7 @@
 """What the conformal estimators of this room share: a classifier, and the conformity scores of its probabilities."""
 
 import functools
+import warnings
 from collections.abc import Iterator
 from numbers import Real
 from typing import Any, Self, TypeGuard
@@ -9,13 +10,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..errors import ParameterError
+from ..errors import LeakageWarning, ParameterError
 from ..metrics import check_codes, check_probabilities, exact_level
 from ._codes import label_codes
+from ._seen import count_seen, row_hashes
 from .scores import SCORES, check_score_params, score_all, score_dtype, score_labels, sets_from
 from .thresholds import round_up
 
@@ -36,6 +39,7 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
     estimator : classifier or None, default=None
         None: X is the (n, n_classes) matrix of probabilities itself, and y holds column numbers.
     prefit : bool, default=False
+        The estimator is already fitted, and used as it is; so is a `FrozenEstimator`.
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
@@ -69,10 +73,14 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         self._forget()
+        self._seen: dict[str, np.ndarray] = {}
         if self.estimator is None:
             self._adopt_columns(X)
+        elif self._is_prefit:
+            self._adopt(self.estimator)
         else:
-            self._adopt(self.estimator if self.prefit else clone(self.estimator).fit(X, y))
+            self._adopt(clone(self.estimator).fit(X, y))
+            self._seen["trained"] = row_hashes(X)
         return self
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -89,6 +97,14 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
 
     # --- for subclasses
 
+    @property
+    def _is_prefit(self) -> bool:
+        return self.prefit or isinstance(self.estimator, FrozenEstimator)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_seen"}  # hashes of cases stay out of copies
+
     def _check_parameters(self) -> None:
         self._validate_params()
 
@@ -102,15 +118,39 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
         for name in self._calibrated:
             self.__dict__.pop(name, None)
 
-    def _prepare(self, X: ArrayLike) -> None:
+    def _prepare(self, X: ArrayLike, *, calibrates: bool = True) -> None:
         """Before calibrating: checked parameters, a fitted estimator, nothing left of an earlier calibration."""
         self._check_parameters()
         self._forget()  # should this calibration fail, no old thresholds are left beside new settings
         if self.estimator is None:
             self._adopt_columns(X)
-        elif self.prefit:
+        elif self._is_prefit:
             self._adopt(self.estimator)
-        check_is_fitted(self, "classes_")
+        if not hasattr(self, "classes_"):
+            raise NotFittedError(
+                f"This {type(self).__name__} is not fitted: call fit(X, y) first, or give prefit=True if its estimator "
+                "is fitted already."
+            )
+        if calibrates:
+            self._warn_of_seen(X)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Freeze what a calibration rests on."""
+
+    def _warn_of_seen(self, X: ArrayLike) -> None:
+        """Warn if calibration cases are among those of `fit` or `tune`."""
+        seen = getattr(self, "_seen", {})
+        hashes = row_hashes(X) if seen else np.empty(0)
+        for what, of in seen.items():
+            if found := count_seen(hashes, of):
+                warnings.warn(
+                    f"{found} of {len(hashes)} calibration cases are rows that this {type(self).__name__} was {what} "
+                    "on: the thresholds promise nothing for new cases. Fix: conformalize on cases that neither fit nor "
+                    "tune saw.",
+                    LeakageWarning,
+                    stacklevel=4,
+                )
 
     def _check_conformalized(self) -> None:
         if not hasattr(self, self._calibrated[0]):
@@ -212,8 +252,7 @@ class ScoringClassifier(ProbabilityClassifier):
         exact_level(self.confidence_level)
         check_score_params(self.__dict__["score"], self.score_params)
 
-    def _prepare(self, X: ArrayLike) -> None:
-        super()._prepare(X)
+    def _settle(self) -> None:
         self._freeze()
         self.seed_ = seed_of(self.random_state)
 

@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
-# Calibration scores are lowered by a last place of float32, so that what differs by less counts as tied, and a tie
-# conforms: the size of the batch, or the order in which an ensemble sums its votes, may move a probability that much,
-# and must not move a case out of its set.
+# Calibration scores are lowered by a last place of float32, or more (`scores.slack_of`), so that what differs by less
+# counts as tied, and a tie conforms: the size of the batch, or the order in which an ensemble sums its votes, may move
+# a probability that much, and must not move a case out of its set.
 TIE = 2.0**-23
 
 _FEW = 16  # rows, below which numpy's accumulate is quicker than one addition a column; the sums are the same

@@ -28,6 +28,7 @@ _ALLOWED = {
     "score": tuple(SCORES),
     "condition_on": (None, "class", "group", "class_and_group", "cluster"),
     "guarantee": ("marginal", "pac"),
+    "repeated": (None, "one", "hierarchical"),
 }
 _KINDS: dict[str, tuple] = {
     "score_params": (dict,),
@@ -55,6 +56,7 @@ def state_of(clf: "ConformalClassifier") -> tuple[dict[str, np.ndarray], dict[st
         "delta": clf.delta_,
         "window": clf.window_,
         "randomized": clf.randomized_,
+        "repeated": clf.repeated_,
         "log": clf._log,
         "seed": clf.seed_,
         "n_classes": len(clf.classes_),

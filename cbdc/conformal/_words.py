@@ -9,6 +9,7 @@ import numpy as np
 from ..metrics import conformal_rank, exact_level
 from .certificate import Certificate, Condition
 from .patients import approximate_band
+from .scores import SCORES
 
 if TYPE_CHECKING:
     from .classifier import ConformalClassifier
@@ -22,28 +23,20 @@ def make_certificate(clf: "ConformalClassifier", level: float) -> Certificate:
     calibration = clf.calibration_
     n, units = int(calibration.counts.sum()), calibration.units
     n_units = n if units is None else len(np.unique(units))
-    if units is None:
-        who = f"this case and the {n} calibration cases are exchangeable (independent cases of the same population"
-    else:
-        who = f"this case's patient and the {n_units} of the calibration are exchangeable (independent patients"
-        who += " of the same population, the cases of each exchangeable among themselves"
-    assumptions = (who + ", none of them trained on)",)
     holds = f"the set holds the true class with probability at least {level:g}{_among(clf)}"
-    if units is not None:
-        kinds = {None: "", "group": " of that group", "cluster": " of that cluster"}
-        of = kinds.get(clf.condition_on_, " of that class")
-        holds += f", for a case{of} drawn from a new patient" + " who has one" * (clf.condition_on_ is not None)
     if clf.guarantee_ == "pac":
-        over = "in the long run" if clf.window_ is None else f"among the next {clf.window_} cases"
+        over, more = "in the long run", ""
+        if clf.window_ is not None:
+            over, more = f"among the next {clf.window_} cases", " and those"
         holds = (
-            f"with probability at least {1 - clf.delta_:g} over the calibration cases, a share of at least {level:g} "
-            f"of the sets holds the true class {over}{_among(clf)}"
+            f"with probability at least {1 - clf.delta_:g} over the calibration cases{more}, a share of at least "
+            f"{level:g} of the sets holds the true class {over}{_among(clf)}"
         )
         if len(clf.thresholds(level).ravel()) > 1:
             holds += " (that probability is of each threshold on its own)"
     return Certificate(
-        statement=holds,
-        assumptions=assumptions,
+        statement=holds + _of_a_new_unit(clf),
+        assumptions=(_assumption(clf, n_units),),
         broken_by=_broken_by(clf),
         confidence_level=float(level),
         n_calibration=n_units,
@@ -51,6 +44,36 @@ def make_certificate(clf: "ConformalClassifier", level: float) -> Certificate:
         delta=clf.delta_ if clf.guarantee_ == "pac" else None,
         hashes={"calibration_scores_sha256": _digest(calibration.scores, calibration.counts)},
     )
+
+
+def _assumption(clf: "ConformalClassifier", n: int) -> str:
+    """Who is exchangeable with whom; for a PAC threshold and the coverage in the long run independence is needed."""
+    unseen = "none of them trained or tuned on"
+    if clf.repeated_ == "hierarchical":
+        return (
+            f"this case's patient or lesion and the {n} of the calibration are exchangeable (independent patients or "
+            f"lesions of the same population, the cases of each exchangeable among themselves, {unseen})"
+        )
+    what = "patients or lesions" if clf.repeated_ == "one" else "cases"
+    drawn = ", each drawn from a patient or lesion of its own," if clf.repeated_ == "one" else ""
+    if clf.guarantee_ == "pac" and clf.window_ is None:
+        return f"the {n} calibration cases{drawn} and those to come are independent and of one population ({unseen})"
+    return (
+        f"this case and the {n} calibration cases{drawn} are exchangeable (independent {what} of the same population, "
+        f"{unseen})"
+    )
+
+
+def _of_a_new_unit(clf: "ConformalClassifier") -> str:
+    """Whose case is meant, where calibration cases came in units."""
+    if clf.repeated_ is None:
+        return ""
+    new = "drawn at random from a new patient or lesion"
+    if clf.repeated_ == "one":
+        return f", for a case {new}"
+    kinds = {None: "", "group": " of that group", "cluster": " of that cluster"}
+    of = kinds.get(clf.condition_on_, " of that class")
+    return f", for a case{of} {new}" + " that has one" * (clf.condition_on_ is not None)
 
 
 def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: int) -> str:
@@ -66,6 +89,8 @@ def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: 
     fix = "calibrate on more cases, or lower the level"
     if by_class or by_group:
         fix += ", or condition on less"
+    if by_group and clf.small_groups != "merge":
+        fix += ", or merge groups (small_groups='merge')"
     return (
         f"Too few calibration cases for a finite threshold at confidence level {level:g}, which takes "
         f"{needed}. {listed}{more}. Fix: {fix}."
@@ -73,21 +98,34 @@ def describe_small_conditions(clf: "ConformalClassifier", level: float, needed: 
 
 
 def _among(clf: "ConformalClassifier") -> str:
-    return {
+    found = {
         None: " on average over all cases",
         "class": " among the cases of each class",
         "group": " among the cases of each group",
         "class_and_group": " among the cases of each class in each group",
         "cluster": " among the cases of each cluster of classes",
     }[clf.condition_on_]
+    if clf.groups_ is not None and clf.merged_groups_:
+        if len(clf.groups_) == 1:
+            of = "each class" if clf.columns_ is not None else "all groups"
+            return f" among the cases of {of} together (all groups were merged, and none has a guarantee of its own)"
+        found += " (small groups were merged: it holds for what they became, not for each of them)"
+    return found
+
+
+def _group_name(clf: "ConformalClassifier", group: Any) -> str:
+    """A group in words, with those that were merged into it."""
+    members = sorted(old for old, new in clf.merged_groups_.items() if new == str(group))
+    shown = ", ".join(map(repr, members[:_LISTED])) + f" and {len(members) - _LISTED} more" * (len(members) > _LISTED)
+    return f"group {group!r}" + (f" (merged: {shown})" if members else "")
 
 
 def _broken_by(clf: "ConformalClassifier") -> tuple[str, ...]:
     found = ["another population, camera or clinic than in calibration"]
     if clf.condition_on_ not in ("class", "class_and_group"):
         found.append("another prevalence of the classes")
-    if clf.calibration_.units is None:
-        found.append("several calibration cases of one patient")
+    if clf.repeated_ is None:
+        found.append("several calibration cases of one patient or lesion")
     return (*found, "choosing the level after looking at the sets")
 
 
@@ -100,7 +138,7 @@ def _cells(clf: "ConformalClassifier") -> list[tuple[str, int, tuple[int, int]]]
             members = [repr(name) for name in clf.classes_[clf.columns_ == k].tolist()]
             names.append(f"class{'es' * (len(members) > 1)} {', '.join(members)}")
         if clf.groups_ is not None:
-            names.append(f"group {clf.groups_[g].item()!r}")
+            names.append(_group_name(clf, clf.groups_[g].item()))
         cells.append((" in ".join(names), int(n), (g, k)))
     return cells
 
@@ -109,14 +147,18 @@ def _conditions(clf: "ConformalClassifier", level: float) -> list[Condition]:
     calibration = clf.calibration_
     thresholds, found = clf.thresholds(level), []
     for name, n, cell in _cells(clf):
-        if calibration.units is None or n == calibration.counts[cell]:  # one case of each unit
-            found.append(Condition.from_rank(name, n, clf.rank(n, level)))
-            continue
         start = int(calibration.offsets[cell])
         cases = slice(start, start + int(calibration.counts[cell]))
+        scores = calibration.scores[cases]
+        if calibration.units is None or n == calibration.counts[cell]:  # one case of each unit
+            condition, limit = Condition.from_rank(name, n, clf.rank(n, level)), thresholds[cell]
+            if SCORES[clf.score_name_].ties or limit == -np.inf or np.sum(scores == limit) > 1:
+                condition = dataclasses.replace(condition, high=1.0)  # with ties coverage is stochastically larger
+            found.append(condition)
+            continue
         condition = Condition(name, n, n + 1, 1.0, 1.0, approximate=True)
         if np.isfinite(thresholds[cell]):
-            covered, units = calibration.scores[cases] >= thresholds[cell], calibration.units[cases]
+            covered, units = scores >= thresholds[cell], calibration.units[cases]
             low, high = approximate_band(covered, units)
             rank = min(n, conformal_rank(n, level))
             condition = dataclasses.replace(condition, rank=rank, low=low, high=high)

@@ -24,9 +24,10 @@ class Condition:
     rank : int
         Rank of the threshold among the n scores, from the best conforming down; n + 1 for the infinite threshold.
     low, high : float
-        Central 90% band of the coverage given the calibration cases.
+        Central 90% band of the coverage given the calibration cases. `high` is 1 where only the lower end is known:
+        scores tie at the threshold, or sets hold more than what conforms.
     approximate : bool, default=False
-        The band counts the cases of one patient by their design effect; without it the band is exact.
+        The band counts the cases of one patient or lesion by their design effect; without it the band is exact.
 
     Examples
     --------
@@ -120,6 +121,8 @@ class Certificate:
                 "With these calibration cases the coverage in the long run lies, with probability "
                 f"{_BAND:g}, within: {listed}{more}."
             )
+            if any(map(_is_open, self.conditions)):
+                words.append("An upper end is not known where scores tie, or sets hold more than what conforms.")
         if self.broken_by:
             words.append(f"It breaks with {'; '.join(self.broken_by)}.")
         words.append("It is no statement about a single case.")
@@ -142,4 +145,10 @@ def _band_in_words(condition: Condition) -> str:
     if condition.is_vacuous:
         return f"{name} (n = {condition.n}): 1, always in the set"
     about = "about " if condition.approximate else ""
-    return f"{name} (n = {condition.n}): {about}{condition.low:.3f} to {condition.high:.3f}"
+    end = "or more" if _is_open(condition) else f"to {condition.high:.3f}"
+    return f"{name} (n = {condition.n}): {about}{condition.low:.3f} {end}"
+
+
+def _is_open(condition: Condition) -> bool:
+    """Whether only the lower end of the band is known."""
+    return condition.high == 1 and not condition.is_vacuous

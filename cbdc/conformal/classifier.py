@@ -5,6 +5,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -13,10 +14,12 @@ from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import check_probabilities, conformal_rank
 from ._base import ScoringClassifier
 from ._codes import group_codes
+from ._coverage import coverage_table_of
+from ._seen import row_hashes
 from ._state import SETTINGS, check_classes_of, check_document, check_groups_of, check_scores, state_of
 from ._words import describe_small_conditions, make_certificate
 from .certificate import Certificate
-from .groups import group_names, renamed, settle_small_groups
+from .groups import calibrated_codes, group_names, renamed, settle_small_groups
 from .pac import pac_least_n, pac_p_values, pac_rank
 from .patients import draw_one, unit_codes
 from .scores import score_dtype, truncated
@@ -63,8 +66,9 @@ class ConformalClassifier(ScoringClassifier):
         What is done about several cases of one patient or lesion, where `conformalize` is told of them: all of them
         share the weight of one, or one of each is drawn, which PAC thresholds take.
     small_groups : {"warn", "refuse", "merge"}, default="warn"
-        What is done about a group with too few cases for a finite threshold at `confidence_level`: its sets hold every
-        class, with a warning; an error; or it is merged with others, see `merged_groups_`.
+        What is done about too few cases for a finite threshold at `confidence_level`: sets hold every class there (or
+        that class), with a warning; an error, under any condition; or small groups are merged with others, under the
+        group-wise conditions, see `merged_groups_`.
     randomized : bool, default=True
         Whether a score that can be randomised draws a uniform number for each case, from its probabilities and the
         seed. It makes the sets smaller and removes ties, but only between rows of probabilities that differ: the number
@@ -83,18 +87,20 @@ class ConformalClassifier(ScoringClassifier):
         parameters set since then only `confidence_level` counts.
     calibration_ : CalibrationScores
         Sorted scores by condition.
+    repeated_ : {None, "hierarchical", "one"}
+        What was done about several cases of one unit; None where no units were given.
     groups_ : ndarray of shape (n_groups,) or None
         Groups of the calibration cases, in the order of the rows of the tables.
     merged_groups_ : dict of str to str
-        New name of every group that was merged.
+        New name of every group that was merged; cases are given by the old one.
     columns_ : ndarray of shape (n_classes,), int, or None
         Column of the tables of each class, which for ``condition_on="cluster"`` is its cluster; None where there is one
         column for all.
     rank_limits_ : ndarray of shape (n_classes,), int, or None
         Lowest rank at which each class is still allowed; None unless `rank_calibrated`.
     n_calibration_ : int, ndarray of shape (n_classes,), or dict of either by group
-        Calibration cases (units, where cases were repeated) behind the threshold of all or of each class, as
-        `cbdc.metrics.coverage_table` takes them; but classes of one cluster share theirs, and have no bands there.
+        Calibration cases (units, where cases were repeated) behind the threshold of all or of each class; classes of
+        one cluster share theirs.
     n_features_in_ : int
     feature_names_in_ : ndarray
         If X had names.
@@ -104,12 +110,13 @@ class ConformalClassifier(ScoringClassifier):
     **Guarantee.** Assumption: calibration cases and the new case are exchangeable, and none was used to fit, to choose
     or to tune the classifier. Statement: P(y in set) >= confidence_level, and <= confidence_level + 1 / (n + 1) where
     scores do not tie, over the draw of both; with `condition_on`, given the class, the group, or both. Given the
-    calibration cases the coverage is itself random, and `certificate` prints its exact band; with ``guarantee="pac"``
-    it is at least confidence_level with probability 1 - delta over them. What breaks it: another
-    population than the calibration cases (for None also another prevalence; for "class" not prevalence alone); several
-    images of one lesion or patient; calibrating on training data; choosing the level after looking at the sets. It is a
-    statement about many cases, not about this one. It does not rest on the uniformity of the number that "aps" draws,
-    which is a fixed function of the case; equal cases get equal numbers, and ties only add to coverage.
+    calibration cases the coverage is itself random, and `certificate` prints the band that holds it with probability
+    0.9 (where scores tie at the threshold, its lower end); with ``guarantee="pac"`` it is at least confidence_level
+    with probability 1 - delta over them. What breaks it: another population than the calibration cases (for None also
+    another prevalence; for "class" not prevalence alone); several images of one lesion or patient; calibrating on
+    training data; choosing the level after looking at the sets. It is a statement about many cases, not about this one.
+    It does not rest on the uniformity of the number that "aps" draws, which is a fixed function of the case; equal
+    cases get equal numbers, and ties only add to coverage.
 
     Empty sets are possible (no label conforms at this level) and are kept: filling them would hide what they say.
 
@@ -219,7 +226,7 @@ class ConformalClassifier(ScoringClassifier):
         from . import tuning
 
         self.__dict__.pop("tuned_", None)
-        self._prepare(X)
+        self._prepare(X, calibrates=False)
         values = self._values(X)
         labels = self._labels(y, len(values))
         level, n_classes = self.confidence_level, len(self.classes_)
@@ -244,6 +251,7 @@ class ConformalClassifier(ScoringClassifier):
                 "for score 'raps' or 'saps' without score_params, condition_on='cluster', and rank_calibrated=True."
             )
         self.tuned_ = found
+        self._seen = {**getattr(self, "_seen", {}), "tuned": row_hashes(X)}
         return self
 
     def conformalize(
@@ -269,13 +277,15 @@ class ConformalClassifier(ScoringClassifier):
         Raises
         ------
         ValueError
-            If a label or a probability is not what it should be (the message names the row), groups are missing, or a
-            group is too small and ``small_groups="refuse"``.
+            If a label or a probability is not what it should be (the message names the row), groups are missing, or
+            there are too few cases of a condition and ``small_groups="refuse"``.
 
         Warns
         -----
         CalibrationSizeWarning
             If a class or group has too few cases for a finite threshold at `confidence_level`, or groups were merged.
+        LeakageWarning
+            If cases are rows that `fit` or `tune` of this object saw. Only their hashes are kept, in no copy of it.
         """
         self._prepare(X)
         values = self._values(X)
@@ -283,6 +293,7 @@ class ConformalClassifier(ScoringClassifier):
         self.columns_, self.rank_limits_ = self._chosen_columns(), self._chosen_limits()
         scores = self._score_labels(values, labels)
         kept, codes = np.arange(len(values)), None
+        self.repeated_ = None if units is None else self.repeated
         if units is not None:
             codes = unit_codes(units, len(values))
             if self.guarantee_ == "pac" and self.repeated == "hierarchical":
@@ -298,7 +309,7 @@ class ConformalClassifier(ScoringClassifier):
         conditions = names * n_columns + columns
         shape = (1 if self.groups_ is None else len(self.groups_), n_columns)
         self.calibration_ = CalibrationScores.from_cases(scores[kept], conditions, shape, units=codes)
-        self._warn_of_small_conditions(self.confidence_level)
+        self._settle_small_conditions()
         return self
 
     def predict_set(
@@ -388,6 +399,42 @@ class ConformalClassifier(ScoringClassifier):
         """
         return make_certificate(self, self._level(confidence_level))
 
+    def coverage_table(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike | None = None,
+        confidence_level: float | None = None,
+        *,
+        least_n: int = 10,
+        probability: float = 0.95,
+    ) -> pd.DataFrame:
+        """Coverage on test cases: all, each class, each group, beside the band of each row that has a guarantee.
+
+        It knows what `cbdc.metrics.coverage_table` would have to be told: the ranks of PAC thresholds, the classes of
+        one cluster, the groups that were merged, and where scores tie, which leaves the band open above (1). There is
+        no band where calibration cases share the weight of a unit: its law is not known.
+
+        Parameters
+        ----------
+        X : array-like of shape (n, n_features)
+        y : array-like of shape (n,)
+        groups : array-like of shape (n,) or (n, n_attributes), optional
+            For the group-wise conditions; for the others the table then has rows for these groups, without a band.
+        confidence_level : float, optional
+            Default: that of the constructor.
+        least_n, probability
+            As for `cbdc.metrics.coverage_table`.
+
+        Returns
+        -------
+        DataFrame
+            As `cbdc.metrics.coverage_table` gives it.
+        """
+        level = self._level(confidence_level)
+        sets = self.predict_set(X, level, groups)
+        return coverage_table_of(self, sets, y, groups, level, least_n=least_n, probability=probability)
+
     @property
     def n_calibration_(self) -> Any:
         self._check_conformalized()
@@ -415,13 +462,17 @@ class ConformalClassifier(ScoringClassifier):
             score, a missing number, counts that do not fit the scores, scores out of order.
         """
         check_document(document)
-        found = cls(estimator, prefit=estimator is not None, **{name: document[name] for name in SETTINGS})
+        settings = {name: document[name] for name in SETTINGS} | {"repeated": document["repeated"] or "hierarchical"}
+        found = cls(estimator, prefit=estimator is not None, **settings)
         found._restore(estimator, document["n_classes"], log=document["log"], seed=document["seed"])
         found.groups_, found.merged_groups_ = check_groups_of(document)
         found.columns_, found.rank_limits_ = check_classes_of(arrays, document)
         n_columns = 1 if found.columns_ is None else int(found.columns_.max()) + 1
         shape = (1 if found.groups_ is None else len(found.groups_), n_columns)
+        found.repeated_ = document["repeated"]
         found.calibration_ = check_scores(arrays, shape, found.score_name_, log=found._log)
+        if (found.calibration_.units is not None) != (found.repeated_ == "hierarchical"):
+            raise ParameterError(f"units: they go with repeated='hierarchical'; got {found.repeated_!r}.")
         return found
 
     def _check_parameters(self) -> None:
@@ -430,6 +481,11 @@ class ConformalClassifier(ScoringClassifier):
             raise ParameterError(f"rank_calibrated: it goes with condition_on='class'; got {self.condition_on!r}.")
         if self.window is not None and self.guarantee != "pac":
             raise ParameterError("window: it goes with guarantee='pac'.")
+        if self.small_groups == "merge" and self.condition_on not in ("group", "class_and_group"):
+            raise ParameterError(
+                f"small_groups='merge': it goes with condition_on='group' or 'class_and_group'; got "
+                f"{self.condition_on!r}, under which there are no groups to merge."
+            )
 
     def _freeze(self) -> None:
         super()._freeze()
@@ -460,14 +516,17 @@ class ConformalClassifier(ScoringClassifier):
         self.groups_: np.ndarray | None = None
         self.merged_groups_: dict[str, str] = {}
         if not self._by_group:
+            if groups is not None:
+                raise ParameterError(
+                    f"groups: condition_on={self.condition_on_!r} takes none. Fix: condition_on='group' or "
+                    "'class_and_group', or leave them out."
+                )
             return np.zeros(len(kept), dtype=np.intp)
         names, attributes = group_names(groups, n)
         names, attributes = names[kept], attributes[kept]
-        if self.small_groups != "warn":
-            least, level = self._least_n(self.confidence_level), self.confidence_level
-            self.merged_groups_, message = settle_small_groups(
-                names, attributes, columns, least, level, self.small_groups
-            )
+        if self.small_groups == "merge":
+            least = self._least_n(self.confidence_level)
+            self.merged_groups_, message = settle_small_groups(names, attributes, columns, least)
             if message:
                 warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
         names = renamed(names, self.merged_groups_)
@@ -477,7 +536,7 @@ class ConformalClassifier(ScoringClassifier):
     def _group_codes(self, groups: Any, n: int) -> np.ndarray:
         if self.groups_ is None:
             return np.zeros(n, dtype=np.intp)
-        return group_codes(renamed(group_names(groups, n)[0], self.merged_groups_), self.groups_)
+        return calibrated_codes(group_names(groups, n)[0], self.groups_, self.merged_groups_)
 
     def _score_labels(self, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return self._truncated(super()._score_labels(values, labels), values, labels)
@@ -526,6 +585,14 @@ class ConformalClassifier(ScoringClassifier):
             thresholds = round_up(self._table(level), dtype)
             kept[level, dtype] = thresholds if self.columns_ is None else thresholds[:, self.columns_]
         return kept[level, dtype]
+
+    def _settle_small_conditions(self) -> None:
+        message = describe_small_conditions(self, self.confidence_level, self._least_n(self.confidence_level))
+        if message and self.small_groups == "refuse":
+            self._forget()
+            raise ParameterError(f"small_groups='refuse': {message[0].lower()}{message[1:]}")
+        if message:
+            warnings.warn(message, CalibrationSizeWarning, stacklevel=3)
 
     def _warn_of_small_conditions(self, level: float) -> None:
         message = describe_small_conditions(self, level, self._least_n(level))

@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ParameterError
-from ._codes import check_groups
+from ._codes import check_groups, group_codes
 
-__all__ = ["group_names", "merge_small_groups", "renamed", "settle_small_groups"]
+__all__ = ["calibrated_codes", "group_names", "merge_small_groups", "renamed", "settle_small_groups"]
 
 
 def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Name of each case's group (n,), and its attributes (n, n_attributes).
 
     Of several attributes, the columns of a table, every combination is a group, named by the values: with the names of
-    the columns where there are any, as in ``"sex=female, skin_type=V"``.
+    the columns where there are any, as in ``"sex=female, skin_type=V"``. A comma within a value is written ``"\\,"``,
+    so that no two combinations have one name.
     """
     if not isinstance(groups, pd.DataFrame) and np.ndim(groups) < 2:
         names = check_groups(groups, n)
@@ -27,15 +28,16 @@ def group_names(groups: Any, n: int) -> tuple[np.ndarray, np.ndarray]:
     columns = []
     for name in table.columns:
         values = check_groups(table[name].to_numpy(), n).astype(str)
-        columns.append(np.char.add(f"{name}=", values) if isinstance(name, str) else values)
+        values = np.char.add(f"{name}=", values) if isinstance(name, str) else values
+        columns.append(np.char.replace(np.char.replace(values, "\\", "\\\\"), ",", "\\,"))
     attributes = np.stack(columns, axis=1)
     return np.array([", ".join(row) for row in attributes]), attributes
 
 
 def settle_small_groups(
-    names: np.ndarray, attributes: np.ndarray, columns: np.ndarray, least: int, level: float, policy: str
+    names: np.ndarray, attributes: np.ndarray, columns: np.ndarray, least: int
 ) -> tuple[dict[str, str], str]:
-    """Refuse or merge the groups with fewer than `least` cases, of a column that has as many in all.
+    """Merge the groups with fewer than `least` cases, of a column that has as many in all.
 
     Parameters
     ----------
@@ -44,9 +46,6 @@ def settle_small_groups(
     columns : ndarray of shape (n,), int
         Class, or cluster of classes, that has a threshold of its own; 0 where there is one for all.
     least : int
-    level : float
-        For the message.
-    policy : {"refuse", "merge"}
 
     Returns
     -------
@@ -54,11 +53,6 @@ def settle_small_groups(
         New name of every group that is merged.
     message : str
         What was done; empty if nothing.
-
-    Raises
-    ------
-    ParameterError
-        If there are such groups and the policy is "refuse".
     """
     possible = np.bincount(columns) >= least  # other columns no merging can help
 
@@ -66,23 +60,37 @@ def settle_small_groups(
         counts = np.bincount(columns[cases], minlength=len(possible))
         return len(cases) < least or bool((counts[possible] < least).any())
 
-    small = [name for name in np.unique(names) if is_small(np.flatnonzero(names == name))]
-    if not small:
+    if not any(is_small(np.flatnonzero(names == name)) for name in np.unique(names)):
         return {}, ""
-    if policy == "refuse":
-        listed = ", ".join(f"{name.item()!r} (n = {np.sum(names == name)})" for name in small)
-        raise ParameterError(
-            f"groups: too few cases for a finite threshold at {level:g}, which takes {least}: {listed}. Fix: calibrate "
-            "on more, merge groups (small_groups='merge'), or lower the level."
-        )
     merged = merge_small_groups(names.astype(str), attributes, is_small)
     listed = "; ".join(f"{old!r} into {new!r}" for old, new in merged.items())
-    return merged, f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
+    message = f"Groups with too few cases are merged, and the guarantee holds for what they became: {listed}."
+    if merged and len({merged.get(name, name) for name in names.astype(str).tolist()}) == 1:
+        message += (
+            " That is one group of all: no guarantee by group remains. Fix: calibrate on more cases of the rarest "
+            "class or group, or condition on less."
+        )
+    return merged, message
 
 
 def renamed(names: np.ndarray, merged: dict[str, str]) -> np.ndarray:
     """The names after merging."""
     return np.array([merged.get(name, name) for name in names.astype(str).tolist()]) if merged else names
+
+
+def calibrated_codes(names: np.ndarray, known: np.ndarray, merged: dict[str, str]) -> np.ndarray:
+    """Row of each case's group among the `known` ones after merging, by its name before it.
+
+    The name of merged groups is none of a case: one that bears it by chance is of a group that was not calibrated.
+    """
+    if not merged:
+        return group_codes(names, known)
+    rows = {str(name): row for row, name in enumerate(known.tolist())}
+    new = set(merged.values())
+    rows_before = {name: row for name, row in rows.items() if name not in new}
+    rows_before |= {old: rows[name] for old, name in merged.items()}
+    before = np.array(sorted(rows_before))
+    return np.array([rows_before[name] for name in before])[group_codes(names.astype(str), before)]
 
 
 def merge_small_groups(
@@ -110,6 +118,8 @@ def merge_small_groups(
     cases = {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
 
     def pool(parts: list[str], name: str) -> None:
+        while name in first or name in members:  # a name that some group has already
+            name += " (merged)"
         found = [member for part in parts for member in members.pop(part)]
         indices = np.concatenate([cases.pop(part) for part in parts])
         members[name], cases[name] = found, indices

@@ -17,7 +17,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import conformal_rank, exact_level
-from ..taxonomy import Taxonomy
+from ..taxonomy import Taxonomy, get_taxonomy
 from ._base import ScoringClassifier
 from ._codes import check_groups, group_codes
 from ._nested import Tree, check_leaves, nested_scores
@@ -40,8 +40,9 @@ class HierarchicalConformalClassifier(ScoringClassifier):
     estimator : classifier or None, default=None
         Classifier with `predict_proba`. None: X is the (n, n_classes) matrix of probabilities itself, and y holds
         column numbers.
-    taxonomy : Taxonomy or None, default=None
-        Tree whose leaves are the classes. None: all classes under one root.
+    taxonomy : Taxonomy, str or None, default=None
+        Tree whose leaves are the classes, or the name of a known one, such as ``"ham10000"`` (see
+        `cbdc.taxonomy.get_taxonomy`). None: all classes under one root.
     leaves : sequence of str or None, default=None
         Leaf of each class, in the order of `classes_`. None: the classes bear the names of their leaves; without an
         estimator, the columns are all leaves of the tree in their sorted order. Leaves of the tree that are no class
@@ -127,7 +128,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
 
     _parameter_constraints: dict = {  # noqa: RUF012
         **{k: v for k, v in ScoringClassifier._parameter_constraints.items() if k != "score_params"},
-        "taxonomy": [Taxonomy, None],
+        "taxonomy": [Taxonomy, str, None],
         "leaves": ["array-like", None],
         "mode": [StrOptions({"node", "antichain", "levels"})],
         "max_nodes": [Interval(Integral, 1, None, closed="left"), None],
@@ -141,7 +142,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         self,
         estimator: Any = None,
         *,
-        taxonomy: Taxonomy | None = None,
+        taxonomy: Taxonomy | str | None = None,
         leaves: Sequence[str] | None = None,
         mode: str = "node",
         max_nodes: int | None = None,
@@ -210,6 +211,8 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             If there are too few cases, of a class or of a group, for a threshold at `confidence_level`.
         """
         self._prepare(X)
+        if groups is not None and self.condition_on_ != "group":
+            raise ParameterError(f"groups: condition_on={self.condition_on_!r} takes none. Fix: condition_on='group'.")
         values = self._values(X)
         n, labels = len(values), self._labels(y, len(values))
         self.groups_ = np.unique(check_groups(groups, n)) if self.condition_on_ == "group" else None
@@ -359,7 +362,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
             ),
             broken_by=(
                 *broken_by,
-                "several calibration cases of one patient",
+                "several calibration cases of one patient or lesion",
                 "choosing the level after looking at the answers",
             ),
             confidence_level=level,
@@ -433,7 +436,10 @@ class HierarchicalConformalClassifier(ScoringClassifier):
     def _plant(self) -> None:
         """The tree over the classes of the classifier."""
         names = [str(name) for name in self.classes_.tolist()]
-        tree = Taxonomy.flat(names) if self.taxonomy is None else self.taxonomy
+        if self.taxonomy is None:
+            tree = Taxonomy.flat(names)
+        else:
+            tree = get_taxonomy(self.taxonomy) if isinstance(self.taxonomy, str) else self.taxonomy
         if self.leaves is not None:
             names = [str(leaf) for leaf in self.leaves]
         elif self.estimator_ is None and self.taxonomy is not None:

@@ -135,7 +135,7 @@ def pac_p_values(p_values: np.ndarray, n: np.ndarray, delta: float = 0.05, windo
     Returns
     -------
     ndarray
-        The label is in the PAC set at a level exactly if this exceeds 1 - level.
+        The label is in the PAC set at a level exactly if this exceeds ``float(1 - cbdc.metrics.exact_level(level))``.
 
     References
     ----------
@@ -158,7 +158,7 @@ def pac_p_values(p_values: np.ndarray, n: np.ndarray, delta: float = 0.05, windo
         j + 1 if a < b and stats.betabinom.cdf(j, window, b - a, a + 1) <= delta else j
         for j, (a, b) in zip(reached, pairs.T)
     ]
-    return (1 - np.array(reached) / window)[place.ravel()].reshape(p_values.shape)
+    return ((window - np.array(reached)) / window)[place.ravel()].reshape(p_values.shape)
 
 
 def _shortfall(n: int, k: int, level: float, window: int | None) -> float:

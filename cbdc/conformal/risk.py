@@ -1,5 +1,7 @@
 """Risks other than miscoverage, controlled by the choice of one number: CRC, RCPS and Learn-then-Test."""
 
+from numbers import Integral, Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
@@ -25,6 +27,11 @@ def crc_index(losses: ArrayLike, risk_level: float, *, largest: float = 1.0) -> 
     int
         From 0 to m; m if no setting will do.
 
+    Raises
+    ------
+    ParameterError
+        If a loss is missing or out of range, losses rise, or a number is not positive.
+
     Notes
     -----
     **Guarantee.** Assumption: calibration cases and the new one are exchangeable, losses are monotone and at most
@@ -40,6 +47,8 @@ def crc_index(losses: ArrayLike, risk_level: float, *, largest: float = 1.0) -> 
     >>> crc_index([[1, 1, 0], [1, 0, 0], [1, 0, 0]], 0.5)
     1
     """
+    _check_number("largest", largest, np.inf)
+    _check_number("risk_level", risk_level, np.inf)
     losses = _checked(losses, largest)
     if (np.diff(losses, axis=1) > 0).any():
         raise ParameterError("losses: they rise from one setting to the next. Fix: reverse the settings, or use LTT.")
@@ -56,10 +65,16 @@ def risk_p_values(losses: ArrayLike, risk_level: float) -> np.ndarray:
     ----------
     losses : array-like of shape (n, m)
     risk_level : float
+        Strictly between 0 and 1.
 
     Returns
     -------
     ndarray of shape (m,)
+
+    Raises
+    ------
+    ParameterError
+        If a loss is missing or out of range, or the level is.
 
     References
     ----------
@@ -70,6 +85,7 @@ def risk_p_values(losses: ArrayLike, risk_level: float) -> np.ndarray:
     >>> risk_p_values(np.zeros((29, 1)), 0.1).round(4)
     array([0.0471])
     """
+    _check_number("risk_level", risk_level, 1)
     losses = _checked(losses, 1.0)
     n, mean = len(losses), losses.mean(axis=0)
     if np.isin(losses, (0, 1)).all():
@@ -96,6 +112,11 @@ def rcps_index(losses: ArrayLike, risk_level: float, delta: float = 0.05) -> int
     int
         From 0 to m; m if no setting will do.
 
+    Raises
+    ------
+    ParameterError
+        If a loss is missing or out of range, losses rise, or `risk_level` or `delta` is not strictly between 0 and 1.
+
     Notes
     -----
     **Guarantee.** Assumption: independent cases of one population, monotone losses. Statement: with probability at
@@ -110,10 +131,11 @@ def rcps_index(losses: ArrayLike, risk_level: float, delta: float = 0.05) -> int
     >>> rcps_index(np.repeat([[1, 0]], 29, axis=0), 0.1)
     1
     """
+    _check_number("delta", delta, 1)
     losses = _checked(losses, 1.0)
     if (np.diff(losses, axis=1) > 0).any():
         raise ParameterError("losses: they rise from one setting to the next. Fix: reverse the settings, or use LTT.")
-    fails = risk_p_values(losses, risk_level) > delta
+    fails = ~(risk_p_values(losses, risk_level) <= delta)
     return int(np.flatnonzero(fails).max(initial=-1)) + 1
 
 
@@ -138,6 +160,11 @@ def ltt_indices(
     ndarray of int
         Ascending; empty if none.
 
+    Raises
+    ------
+    ParameterError
+        If a p-value is missing or outside [0, 1], or `delta`, `correction` or `starts` is not what it should be.
+
     Notes
     -----
     **Guarantee.** Assumption: the p-values are valid, and settings, order and starts do not depend on the calibration
@@ -153,15 +180,28 @@ def ltt_indices(
     array([0, 1])
     """
     p_values = np.asarray(p_values, dtype=float)
+    if p_values.ndim != 1:
+        raise ParameterError(f"p_values: got shape {p_values.shape}; expected (m,), one for each setting.")
+    if len(wrong := np.flatnonzero(~((p_values >= 0) & (p_values <= 1)))):
+        raise ParameterError(f"p_values: number {wrong[0]} is {p_values[wrong[0]]}; expected a number from 0 to 1.")
+    _check_number("delta", delta, 1)
     if correction == "bonferroni":
-        return np.flatnonzero(p_values <= delta / len(p_values))
-    if correction != "fixed_sequence" or starts < 1:
-        raise ParameterError(f"correction: got {correction!r}, starts {starts}; expected fixed_sequence or bonferroni.")
+        return np.flatnonzero(p_values <= delta / max(len(p_values), 1))
+    if correction != "fixed_sequence":
+        raise ParameterError(f"correction: got {correction!r}; expected 'fixed_sequence' or 'bonferroni'.")
+    if not isinstance(starts, Integral) or starts < 1:
+        raise ParameterError(f"starts: got {starts!r}; expected a whole number, 1 or more.")
     found: set[int] = set()
     for first in np.unique(np.arange(starts) * len(p_values) // starts):
-        fails = np.flatnonzero(p_values[first:] > delta / starts)
+        fails = np.flatnonzero(~(p_values[first:] <= delta / starts))
         found |= set(range(first, first + int(fails[0]) if len(fails) else len(p_values)))
     return np.array(sorted(found), dtype=int)
+
+
+def _check_number(name: str, value: float, bound: float) -> None:
+    """Raise unless the value is a number strictly between 0 and the bound."""
+    if not isinstance(value, Real) or not 0 < value < bound:
+        raise ParameterError(f"{name}: got {value!r}; expected a number strictly between 0 and {bound}.")
 
 
 def _checked(losses: ArrayLike, largest: float) -> np.ndarray:

@@ -306,6 +306,10 @@ class Score(NamedTuple):
         Computed in the dtype of the values; otherwise in float64.
     infinite : bool
         It may be minus infinity on the linear scale too.
+    summed : bool
+        A sum in the dtype of the values, whose rounding grows with the number of classes.
+    ties : bool
+        Cases that differ tie: it takes a few values.
     defaults : dict
         Its numbers.
     """
@@ -314,16 +318,18 @@ class Score(NamedTuple):
     ranked: bool = True
     narrow: bool = False
     infinite: bool = False
+    summed: bool = False
+    ties: bool = False
     defaults: Params = {}  # noqa: RUF012
 
 
 SCORES = {
     "lac": Score(lac, ranked=False, narrow=True),
-    "aps": Score(aps, narrow=True),
-    "raps": Score(raps, defaults={"penalty": 0.1, "k_reg": 2}),
+    "aps": Score(aps, narrow=True, summed=True),
+    "raps": Score(raps, summed=True, defaults={"penalty": 0.1, "k_reg": 2}),
     "saps": Score(saps, defaults={"weight": 0.2}),
     "margin": Score(margin, infinite=True),
-    "topk": Score(topk),
+    "topk": Score(topk, ties=True),
     "rank": Score(rank),
 }
 
@@ -363,6 +369,16 @@ def check_score_params(name: str, params: Params | None) -> Params:
 def score_dtype(name: str, dtype: np.dtype) -> np.dtype:
     """In what the score of values of this dtype is computed."""
     return np.dtype(dtype) if SCORES[name].narrow else np.dtype(np.float64)
+
+
+def slack_of(name: str, values: np.ndarray) -> float:
+    """Share by which a calibration score is lowered, so that what differs by rounding counts as tied.
+
+    Sums of new cases are made in the dtype of the values: with K classes they are rounded K + 2 times, by up to half a
+    last place each, and the probabilities may differ by a last place themselves. The share is twice that.
+    """
+    rounding = (values.shape[1] + 4) * float(np.finfo(values.dtype).eps) if SCORES[name].summed else 0.0
+    return max(TIE, rounding)
 
 
 def content_uniform(ascending: np.ndarray, seed: int, *, log: bool = False) -> np.ndarray:
@@ -433,7 +449,7 @@ def score_labels(
     """Score of one label a row, (n,): that of `score_all`, to the bit; of calibration cases lowered by a rounding."""
     rows = np.arange(len(values))
     own = values[rows, labels]
-    slack = TIE if calibration else 0.0
+    slack = slack_of(name, values) if calibration else 0.0
     if not SCORES[name].ranked:
         return SCORES[name].function(own, log=log, slack=slack, **params or {})
     ascending = np.sort(values, axis=1)

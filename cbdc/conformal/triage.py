@@ -51,17 +51,22 @@ class ConformalTriage(MalignancyScorer):
     ----------
     release_threshold_, urgent_threshold_ : float
         Minus and plus infinity where none is certified.
-    n_calibration_ : int
+    n_calibration_, n_malignant_ : int
+        Calibration cases, one of each unit; and how many of them are malignant.
+    by_unit_ : bool
+        Whether they were drawn from units.
 
     Notes
     -----
     **Guarantee.** Assumption: calibration cases and the cases to come are independent and of one population, prevalence
     included. Statement: with probability at least 1 - delta over the calibration cases, the negative predictive value
     among the released is at least `npv`, and the positive one among the urgent at least `ppv`. What breaks it: another
-    prevalence above all, since predictive values depend on it; several cases of one patient (give `units`).
+    prevalence above all, since predictive values depend on it; several cases of one patient or lesion (give `units`; it
+    is then of a case drawn from a new one).
 
     Each threshold of a fixed grid is tested with the exact binomial law of the errors in its pile, in order from the
-    safe end, begun at ten places that share delta / 2 (Learn-then-Test).
+    safe end, begun at ten places that share delta / 2 (Learn-then-Test). A pile holds the same cases in calibration and
+    later, those at its threshold too: votes and other scores that tie are certified as they are.
 
     References
     ----------
@@ -128,6 +133,7 @@ class ConformalTriage(MalignancyScorer):
         """
         self._prepare(X)
         scores, malignant = self._scored(X, y)
+        self.by_unit_ = units is not None
         if units is not None:
             rng = np.random.RandomState(seed_of(self.random_state))
             kept = draw_one(unit_codes(units, len(scores)), rng)
@@ -137,7 +143,9 @@ class ConformalTriage(MalignancyScorer):
         released = self._certified(scores[:, None] <= _GRID, malignant, 1 - self.npv_)
         urgent = self._certified(scores[:, None] >= _GRID[::-1], ~malignant, 1 - self.ppv_)
         self.urgent_threshold_ = float(_GRID[::-1][urgent[-1]]) if len(urgent) else np.inf
-        released = released[_GRID[released] < self.urgent_threshold_]  # where both are certified, urgent comes first
+        # Where both are certified, urgent comes first: a pile without its urgent cases was not tested
+        self._urgent_took_all = len(released) > 0 and _GRID[released[0]] >= self.urgent_threshold_
+        released = released[_GRID[released] < self.urgent_threshold_]
         self.release_threshold_ = float(_GRID[released[-1]]) if len(released) else -np.inf
         return self
 
@@ -194,19 +202,24 @@ class ConformalTriage(MalignancyScorer):
         parts = []
         if np.isfinite(self.release_threshold_):
             parts.append(f"among released cases at least {self.npv_:g} are benign")
+        elif self._urgent_took_all:
+            parts.append("nothing is released, since all that could be certified is urgent already")
         else:
             parts.append(f"nothing is released, since no threshold could be certified for {self.npv_:g} benign")
         if np.isfinite(self.urgent_threshold_):
             parts.append(f"among urgent cases at least {self.ppv_:g} are malignant")
         else:
             parts.append(f"nothing is urgent, since no threshold could be certified for {self.ppv_:g} malignant")
+        cases = f"the {self.n_calibration_} calibration cases"
+        cases += ", one of each patient or lesion," if self.by_unit_ else ""
+        cases += f" ({self.n_malignant_} malignant: {self._malignant_names}) and those to come"
+        cases += ", drawn likewise," if self.by_unit_ else ""
+        broken_by = ["another prevalence of malignancy"]
+        broken_by += [] if self.by_unit_ else ["several calibration cases of one patient or lesion"]
         return Certificate(
             f"with probability at least {1 - self.delta_:g} over the calibration cases, " + ", and ".join(parts),
-            (
-                f"the {self.n_calibration_} calibration cases ({self.n_malignant_} malignant) and those to come are "
-                "independent and of one population, prevalence included",
-            ),
-            ("another prevalence of malignancy", "several calibration cases of one patient"),
+            (f"{cases} are independent and of one population, prevalence included (none of them trained on)",),
+            tuple(broken_by),
             min(self.npv_, self.ppv_),
             self.n_calibration_,
             delta=self.delta_,

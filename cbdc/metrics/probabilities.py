@@ -22,6 +22,7 @@ __all__ = [
 
 _CHUNK = 2**17  # cells: what is read twice is still in the cache
 _SUM_TOLERANCE = 1e-4  # a float32 softmax over thousands of classes stays well within it
+_ROUNDED = 0.02  # a sum nearer to 1 is one of rounded probabilities
 
 
 def check_probabilities(proba: ArrayLike, name: str = "proba", *, first_row: int = 0) -> np.ndarray:
@@ -77,9 +78,10 @@ def _refuse(rows: np.ndarray, start: int, name: str) -> NoReturn:
         row, column = cells[0]
         raise ValueError(f"{name}: row {start + row} holds {rows[row, column]:g}; a probability is not negative.")
     row = np.flatnonzero(np.abs(sums - 1) > _SUM_TOLERANCE)[0]
-    raise ValueError(
-        f"{name}: row {start + row} sums to {sums[row]:.6g}; expected 1. Give softmax probabilities, not logits."
-    )
+    fix = "Give softmax probabilities, not logits."
+    if abs(sums[row] - 1) < _ROUNDED:
+        fix = "If they were rounded, in float16 for example, divide each row by its sum, in float32 or float64."
+    raise ValueError(f"{name}: row {start + row} sums to {sums[row]:.6g}; expected 1. {fix}")
 
 
 def check_codes(y: ArrayLike, n: int, n_classes: int) -> np.ndarray:

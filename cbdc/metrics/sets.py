@@ -147,6 +147,8 @@ def coverage_table(
     n_calibration: int | ArrayLike | Mapping[Hashable, Any] | None = None,
     confidence_level: float | None = None,
     rank: Callable[[int], int] | None = None,
+    columns: ArrayLike | None = None,
+    open_ended: ArrayLike | Mapping[Hashable, Any] | None = None,
     least_n: int = 10,
     probability: float = 0.95,
 ) -> pd.DataFrame:
@@ -155,7 +157,8 @@ def coverage_table(
     Parameters
     ----------
     sets : array-like of shape (n, n_classes), bool
-    y : array-like of shape (n,), int
+    y : array-like of shape (n,), int or str
+        Column of the true class, or its name among `classes`.
     classes : sequence of length n_classes, optional
         Names of the classes; default: their numbers.
     groups : array-like of shape (n,), optional
@@ -163,11 +166,15 @@ def coverage_table(
     n_calibration : int, array-like of shape (n_classes,), or mapping, optional
         Calibration cases behind each threshold: one number for a marginal predictor, one a class, ``{group: number}``,
         or ``{group: one a class}``. With `confidence_level` it gives the expected band of each row that the guarantee
-        speaks of; the band of every other row is NaN.
+        speaks of; the band of every other row is NaN. `ConformalClassifier.coverage_table` fills in all of these.
     confidence_level : float, optional
         Nominal level of the sets.
     rank : callable, optional
         Rank of the threshold among so many calibration cases; None stands for `conformal_rank` at the level.
+    columns : array-like of shape (n_classes,), int, optional
+        Which threshold each class has, where classes share one: `n_calibration` then has one number for each of them.
+    open_ended : bool, array-like or mapping, optional
+        Like `n_calibration`: where scores tie at a threshold, the upper end of a band that rests on it is 1.
     least_n : int, default=10
         A row of fewer cases keeps its counts; its rates are NaN, and `reason` says so.
     probability : float, default=0.95
@@ -199,18 +206,21 @@ def coverage_table(
     >>> table["reason"].iloc[-1]
     '5 cases; at least 10 needed'
     """
-    sets, y = _check(sets, y)
-    n_classes = sets.shape[1]
+    n_classes = check_sets(sets).shape[1]
     names = list(range(n_classes)) if classes is None else list(classes)
     if len(names) != n_classes:
         raise ValueError(f"classes: got {len(names)} names for {n_classes} columns.")
+    sets, y = _check(sets, _codes_of(y, names))
     rows: list[tuple[str, Any, np.ndarray]] = [("all", "all", np.ones(len(y), dtype=bool))]
     rows += [("class", name, y == k) for k, name in enumerate(names)]
     group_codes, group_names = _group_codes(groups, len(y))
     rows += [("group", name, group_codes == g) for g, name in enumerate(group_names if groups is not None else [])]
     if (n_calibration is None) != (confidence_level is None):
         raise ValueError("n_calibration and confidence_level: the expected band needs both.")
-    cells = None if n_calibration is None else _cells(n_calibration, y, group_codes, group_names, n_classes)
+    column = y if columns is None else _check_columns(columns, n_classes)[y]
+    n_columns = n_classes if columns is None else int(np.max(columns)) + 1
+    tables = [table for table in (n_calibration, open_ended) if table is not None]
+    cells = [_cells(table, column, group_codes, group_names, n_columns) for table in tables]
     covered, size = _covered(sets, y), sets.sum(axis=1)
     records = []
     for by, name, inside in rows:
@@ -218,8 +228,10 @@ def coverage_table(
         enough = n >= max(least_n, 1)
         low, high = clopper_pearson(k, n, probability) if enough else (np.nan, np.nan)
         band = (np.nan, np.nan)
-        if cells is not None and confidence_level is not None and enough:
-            band = _band(inside, *cells, confidence_level, probability, rank)
+        if cells and confidence_level is not None and enough:
+            band = _band(inside, *cells[0], confidence_level, probability, rank)
+            if len(cells) == 2 and not np.isnan(band[0]) and cells[1][1][cells[1][0][inside]].any():
+                band = band[0], 1.0
         records.append(
             {
                 "by": by,
@@ -277,6 +289,25 @@ def _group_codes(groups: ArrayLike | None, n: int) -> tuple[np.ndarray, list]:
         codes = np.where(codes < 0, len(names), codes)
         names.append("missing")
     return codes, names
+
+
+def _codes_of(y: ArrayLike, names: list) -> ArrayLike:
+    """Columns of names of classes; columns stay as they are."""
+    y = np.asarray(y)
+    if y.dtype.kind not in "OUS":
+        return y
+    column = {str(name): k for k, name in enumerate(names)}
+    given = y.ravel().tolist()
+    if unknown := [i for i, name in enumerate(given) if str(name) not in column]:
+        raise ValueError(f"y: case {unknown[0]} is {given[unknown[0]]!r}; classes are {', '.join(column)}.")
+    return np.array([column[str(name)] for name in given], dtype=int).reshape(y.shape)
+
+
+def _check_columns(columns: ArrayLike, n_classes: int) -> np.ndarray:
+    columns = np.asarray(columns)
+    if columns.shape != (n_classes,) or columns.dtype.kind not in "iu" or (columns < 0).any():
+        raise ValueError(f"columns: got {columns.dtype} {columns.shape}; expected {n_classes} whole numbers from 0.")
+    return columns
 
 
 def _cells(
