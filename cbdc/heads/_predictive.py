@@ -19,7 +19,7 @@ _EXACT_CLASSES = 3
 _PROBIT = np.pi / 8  # the logistic function is close to the normal one of argument sqrt(pi / 8)
 _NODES = np.linspace(-9, 9, 37)  # of a standard normal variable: for logits whose variance is at most 1
 _LOGITS = np.linspace(-60, 60, 201)  # for larger variances; poles at pi i leave an aliasing error of exp(-2 pi^2 / 0.6)
-_PRODUCT = np.linspace(-8.5, 8.5, 128)  # in each of two dimensions
+_REACH, _MOST_NODES = 8.5, 257  # of the trapezoidal rule in each of two normal variables
 
 
 class GaussianLogitsHead(BayesianHead):
@@ -186,18 +186,17 @@ def _entropy_of_expit(logit: np.ndarray) -> np.ndarray:
     return size * np.exp(log_expit(-size)) - log_expit(size)
 
 
-def _product_nodes() -> tuple[np.ndarray, np.ndarray]:
-    """Points (n_points, 2) of the trapezoidal rule under a standard normal density, and the logs of their weights."""
-    nodes = np.stack(np.meshgrid(_PRODUCT, _PRODUCT, indexing="ij"), axis=2).reshape(-1, 2)
-    log_weights = -np.sum(nodes**2, axis=1) / 2
-    return nodes, log_weights - logsumexp(log_weights)
-
-
 def _on_nodes(mean: np.ndarray, factor: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Log-probabilities (n_points, 3) of each row on the nodes, and the logs of their weights."""
-    nodes, log_weights = _product_nodes()
-    for center, root in zip(mean, factor, strict=True):
-        yield log_softmax(center + nodes @ root.T, axis=1), log_weights
+    """Log-probabilities (n_points, 3) of each row on a product of trapezoidal rules, and the logs of their weights.
+
+    Along a standard normal variable the softmax has its nearest pole at pi / r, r being the range of the logits' slopes.
+    """
+    n_nodes = np.clip(np.ceil(2 * _REACH * np.ptp(factor, axis=1) / 0.75), 33, _MOST_NODES).astype(int)
+    for center, root, (n_first, n_second) in zip(mean, factor, n_nodes, strict=True):
+        first, second = np.linspace(-_REACH, _REACH, n_first), np.linspace(-_REACH, _REACH, n_second)
+        logits = center + np.multiply.outer(first, root[:, 0])[:, None] + np.multiply.outer(second, root[:, 1])
+        log_weights = -np.add.outer(first**2, second**2).ravel() / 2
+        yield log_softmax(logits.reshape(-1, 3), axis=1), log_weights - logsumexp(log_weights)
 
 
 def _product(mean: np.ndarray, factor: np.ndarray) -> np.ndarray:

@@ -218,7 +218,9 @@ def find_mode(
             break
         # as exact as makes the steps converge quadratically, and no more exact than the last of them needs
         exact = float(np.clip(max(distance, 0.3 * tol / distance), 1e-4, 0.1))
-        step = _conjugate_gradients(_hessian_product(problem, prior, proba, weights), -gradient, precondition, tol=exact)
+        step = _conjugate_gradients(
+            _hessian_product(problem, prior, proba, weights), -gradient, precondition, tol=exact
+        )
         slope = float(np.sum(gradient * step))
         rounding = 10 * float(np.finfo(problem.Z.dtype).eps) * abs(loss)  # the loss cannot show a smaller decrease
         size = 1.0

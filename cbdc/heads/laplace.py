@@ -58,8 +58,8 @@ class LaplaceHead(GaussianLogitsHead):
         How the softmax is averaged over the Gaussian logits of a row. ``"monte_carlo"``: over quasi-random points.
         ``"probit"``: MacKay's formula for each pair of classes, joined. ``"bridge"``: the mean of the Dirichlet
         distribution that the Laplace bridge finds, its variances scaled down where they are too large for it.
-        ``"exact"``: quadrature, for two classes (1e-10) or three (1e-8 where no log-odds has a standard deviation
-        above 7).
+        ``"exact"``: quadrature to 1e-10, for two classes, or for three where no log-odds has a standard deviation
+        above 11.
     mean_correction : bool, default=True
         Centre the posterior on the mean that best fits in the variational sense instead of on the mode, which
         underfits: with wide posteriors the average over a Gaussian around the mode is underconfident.
