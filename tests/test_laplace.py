@@ -189,12 +189,10 @@ def test_renaming_classes_permutes_the_columns(covariance, prior_precision):
     options = {"covariance": covariance, "predictive": "probit", "mean_correction": False, "tol": 1e-8}
     head = LaplaceHead(prior_precision, **options).fit(X, y)
     renamed = LaplaceHead(renamed_prior, **options).fit(X, order[y])
-    searched = isinstance(prior_precision, str)  # to a gain of 0.001 nats
+    near = 5e-4 if isinstance(prior_precision, str) else 1e-7  # the search stops at a gain of 0.001 nats
     np.testing.assert_allclose(renamed.prior_precision_[order], head.prior_precision_, rtol=2e-2)
-    np.testing.assert_allclose(renamed.coef_[order], head.coef_, atol=2e-3 if searched else 1e-7)
-    np.testing.assert_allclose(
-        renamed.predict_proba(X)[:, order], head.predict_proba(X), atol=5e-4 if searched else 1e-7
-    )
+    np.testing.assert_allclose(renamed.coef_[order], head.coef_, atol=4 * near)
+    np.testing.assert_allclose(renamed.predict_proba(X)[:, order], head.predict_proba(X), atol=near)
 
 
 def test_two_classes_share_one_precision():
@@ -257,7 +255,7 @@ def test_maximum_of_a_quadratic_from_far_away():
     def evidence(s):
         return -0.5 * (s - top) @ curvature @ (s - top), -curvature @ (s - top)
 
-    found, inverse = maximise(evidence, np.zeros(3))
+    found, _ = maximise(evidence, np.zeros(3))
     np.testing.assert_allclose(found, top, atol=0.1)
     assert -evidence(found)[0] < 2e-3
     flat, _ = maximise(lambda s: (float(s[0]), np.ones(1)), np.zeros(1))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from scipy.linalg import cholesky, eigh, solve_triangular
@@ -16,6 +16,7 @@ _DENSE_LIMIT = 1000  # parameters up to which all eigenvectors are found, to kee
 _EIGENVECTOR_TOLERANCE = 1e-5  # relative; products in float32 allow no more
 
 
+@dataclass(frozen=True)
 class GaussianPosterior(ABC):
     """Deviation of the parameters (p, n_classes - 1), intercept last, from the centre of the posterior.
 
@@ -25,7 +26,7 @@ class GaussianPosterior(ABC):
         Whether the rows that it takes are given along principal axes; else they are the features themselves.
     """
 
-    along_axes = True
+    along_axes: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -184,7 +185,7 @@ class KroneckerPosterior(GaussianPosterior):
 class DiagonalPosterior(KroneckerPosterior):
     """Independent along the features themselves and, within each, along the eigenvectors of the classes' factor."""
 
-    along_axes = False
+    along_axes: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

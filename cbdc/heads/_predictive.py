@@ -189,7 +189,7 @@ def _entropy_of_expit(logit: np.ndarray) -> np.ndarray:
 def _on_nodes(mean: np.ndarray, factor: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Log-probabilities (n_points, 3) of each row on a product of trapezoidal rules, and the logs of their weights.
 
-    Along a standard normal variable the softmax has its nearest pole at pi / r, r being the range of the logits' slopes.
+    Along a standard normal variable the softmax has no pole nearer than pi / r, r the range of the logits' slopes.
     """
     n_nodes = np.clip(np.ceil(2 * _REACH * np.ptp(factor, axis=1) / 0.75), 33, _MOST_NODES).astype(int)
     for center, root, (n_first, n_second) in zip(mean, factor, n_nodes, strict=True):

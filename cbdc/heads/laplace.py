@@ -31,6 +31,10 @@ _POSTERIORS: dict[str, type[GaussianPosterior]] = {
     "diagonal": DiagonalPosterior,
     "low_rank": LowRankPosterior,
 }
+_SEARCHED: dict[str, type[FullPosterior] | type[KroneckerPosterior]] = {
+    "full": FullPosterior,
+    "diagonal": DiagonalPosterior,
+}
 
 
 class LaplaceHead(GaussianLogitsHead):
@@ -142,6 +146,9 @@ class LaplaceHead(GaussianLogitsHead):
 
     _arrays = (*GaussianLogitsHead._arrays, "components_", "mode_", "posterior_mean_")
     _scalars = (*GaussianLogitsHead._scalars, "log_marginal_likelihood_", "n_iter_", "covariance_")
+    prior_precision_: float | np.ndarray
+    posterior_: GaussianPosterior
+
     _parameter_constraints: dict = {  # noqa: RUF012
         **GaussianLogitsHead._parameter_constraints,
         "prior_precision": [
@@ -230,24 +237,23 @@ class LaplaceHead(GaussianLogitsHead):
     def _fit_posterior(self, problem: SoftmaxProblem, own: SoftmaxProblem) -> None:
         """Mode, posterior and prior precision; `own` is the problem in the features that the posterior takes."""
         p, K = problem.Z.shape[1], problem.n_classes
-        kind = _POSTERIORS[self.covariance_]
-        searched = KroneckerPosterior if kind is LowRankPosterior else kind
+        searched = _SEARCHED.get(self.covariance_, KroneckerPosterior)
         self.mode_, self.n_iter_ = np.zeros((p, K - 1)), 0
 
-        def fit_at(prior: Prior) -> tuple[float, np.ndarray]:
-            """Moves `mode_` and `posterior_` there, the search starting from where it ended before."""
+        def fit_at(prior: Prior) -> tuple[float, np.ndarray, FullPosterior | KroneckerPosterior]:
+            """Evidence, training probabilities and posterior; moves `mode_` there from where the last search ended."""
             self.mode_, proba, log_posterior, n_iter = find_mode(
                 problem, prior, self.mode_, max_iter=self.max_iter, tol=self.tol
             )
             self.n_iter_ += n_iter
-            self.posterior_: GaussianPosterior = searched.at(own, proba, prior)
-            occam = prior.log_determinant(own.Z.shape[1]) - self.posterior_.log_determinant
-            return log_posterior + occam / 2, proba
+            posterior = searched.at(own, proba, prior)
+            occam = prior.log_determinant(own.Z.shape[1]) - posterior.log_determinant
+            return log_posterior + occam / 2, proba, posterior
 
         def evidence(log_precisions: np.ndarray) -> tuple[float, np.ndarray]:
             prior = Prior(np.broadcast_to(np.exp(log_precisions), K))
-            value, proba = fit_at(prior)
-            gradient = evidence_gradient(problem, own, prior, self.mode_, proba, self.posterior_)
+            value, proba, posterior = fit_at(prior)
+            gradient = evidence_gradient(problem, own, prior, self.mode_, proba, posterior)
             return value, gradient if len(log_precisions) > 1 else gradient.sum(keepdims=True)
 
         if isinstance(self.prior_precision, str):
@@ -259,8 +265,8 @@ class LaplaceHead(GaussianLogitsHead):
                 self.prior_precision_ = np.exp(found)
         else:
             self.prior_precision_ = self._given_precision(K)
-        self.log_marginal_likelihood_, proba = fit_at(self._prior)
-        if kind is LowRankPosterior:
+        self.log_marginal_likelihood_, proba, self.posterior_ = fit_at(self._prior)
+        if self.covariance_ == "low_rank":
             self.posterior_ = LowRankPosterior.at(problem, proba, self._prior, self.rank)
         self.posterior_mean_ = self._corrected_mean(problem, own) if self.mean_correction else self.mode_
 
