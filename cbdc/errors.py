@@ -13,6 +13,7 @@ __all__ = [
     "MissingWeightsError",
     "ModelFileError",
     "ParameterError",
+    "PosteriorWarning",
     "require",
 ]
 
@@ -51,6 +52,10 @@ class MissingDependencyError(CBDCError, ImportError):
 
 class CalibrationSizeWarning(UserWarning):
     """Too few calibration cases for a finite threshold: the prediction set holds every label there."""
+
+
+class PosteriorWarning(UserWarning):
+    """Draws that are not those of the posterior they stand for."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """Conformal prediction sets over any classifier: scores, thresholds, and the meta-estimator that joins them."""
 
 from .ambiguous import MonteCarloConformalClassifier, plausibilities_from_differentials
+from .bayes import ConformalBayesClassifier
 from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
 from .conditional import ConditionalConformalClassifier
@@ -25,6 +26,7 @@ __all__ = [
     "Certificate",
     "Condition",
     "ConditionalConformalClassifier",
+    "ConformalBayesClassifier",
     "ConformalClassifier",
     "ConformalOutlierDetector",
     "ConformalTriage",
