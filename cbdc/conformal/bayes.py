@@ -273,9 +273,9 @@ class ConformalBayesClassifier(ProbabilityClassifier):
         pairs = posterior.candidates(X, labels)
         p_values = np.concatenate([posterior.p_values(weights, own) for _, weights, own in pairs])
         level, counts = self.confidence_level, np.bincount(labels, minlength=len(posterior.counts))
-        cells = (posterior.counts, counts) if posterior.by_class else (posterior.counts.sum(), counts.sum())
+        n_train, n_tried = (posterior.counts, counts) if posterior.by_class else (posterior.counts.sum(), counts.sum())
         self.held_out_coverage_ = float(np.mean(p_values > float(1 - exact_level(level))))
-        self.held_out_band_, _ = coverage_band(*cells, level, probability=1 - 2 * _FALSE_ALARM)
+        self.held_out_band_, _ = coverage_band(n_train, n_tried, level, probability=1 - 2 * _FALSE_ALARM)
         self.fell_back_ = self.held_out_coverage_ < self.held_out_band_
         if self.fell_back_:
             warnings.warn(
