@@ -7,6 +7,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from cbdc import ConformalClassifier, LaplaceHead
 from cbdc.conformal import (
     ConditionalConformalClassifier,
+    ConformalBayesClassifier,
     ConformalTriage,
     CovariateShiftConformalClassifier,
     LabelShiftConformalClassifier,
@@ -15,6 +16,7 @@ from cbdc.conformal import (
     OnlineConformalClassifier,
     SyntheticPoweredConformalClassifier,
 )
+from cbdc.heads import TemperatureScaling, VectorScaling, VennAbersCalibrator
 
 ESTIMATORS = [
     LaplaceHead(),
@@ -22,9 +24,14 @@ ESTIMATORS = [
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),
     ConformalClassifier(LogisticRegression(), score="raps", guarantee="pac", repeated="one"),
+    ConformalBayesClassifier(LaplaceHead(1.0), n_draws=100),
+    ConformalBayesClassifier(LaplaceHead(1.0), condition_on="class", n_draws=100),
     *(
         kind(LogisticRegression())
         for kind in (
+            TemperatureScaling,
+            VectorScaling,
+            VennAbersCalibrator,
             ConditionalConformalClassifier,
             ConformalTriage,
             CovariateShiftConformalClassifier,
