@@ -24,14 +24,12 @@ ESTIMATORS = [
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),
     ConformalClassifier(LogisticRegression(), score="raps", guarantee="pac", repeated="one"),
-    ConformalBayesClassifier(LaplaceHead(1.0), n_draws=100),
-    ConformalBayesClassifier(LaplaceHead(1.0), condition_on="class", n_draws=100),
+    ConformalBayesClassifier(LaplaceHead(1.0), n_draws=50),
+    ConformalBayesClassifier(LaplaceHead(1.0), condition_on="class", n_draws=50, fallback=None),
+    *(kind(LogisticRegression(), cv=2) for kind in (TemperatureScaling, VectorScaling, VennAbersCalibrator)),
     *(
         kind(LogisticRegression())
         for kind in (
-            TemperatureScaling,
-            VectorScaling,
-            VennAbersCalibrator,
             ConditionalConformalClassifier,
             ConformalTriage,
             CovariateShiftConformalClassifier,

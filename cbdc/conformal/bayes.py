@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from ..errors import ParameterError, PosteriorWarning
@@ -170,6 +170,7 @@ class ConformalBayesClassifier(ProbabilityClassifier):
         self.seed_ = seed_of(self.random_state)
         self.condition_on_, self.n_draws_ = self.condition_on, int(self.n_draws)
         self._adopt(clone(self.estimator).fit(X, y))
+        (X,) = indexable(X)
         labels = self._labels(np.asarray(y), _n_rows(X))
         self._updated = _UpdatedPosterior(self.estimator_, X, labels, self.n_draws_, self.seed_, self.condition_on_)
         self.likelihoods_, self.counts_ = self._updated.likelihoods, self._updated.counts
@@ -194,6 +195,7 @@ class ConformalBayesClassifier(ProbabilityClassifier):
     def p_values(self, X: ArrayLike) -> np.ndarray:
         """Conformal p-value of every label, (n, n_classes): a label is in the set where it exceeds 1 - level."""
         self._check_conformalized()
+        (X,) = indexable(X)
         if self.fell_back_:
             assert self._split is not None
             return self._split.p_values(X)
@@ -224,6 +226,7 @@ class ConformalBayesClassifier(ProbabilityClassifier):
             At least n_draws times the label's predictive probability, since a likelihood is at most 1.
         """
         self._check_conformalized()
+        (X,) = indexable(X)
         shape = (_n_rows(X), len(self.classes_))
         k, size = np.empty(shape), np.empty(shape)
         for rows, weights, _ in self._updated.candidates(X):

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.special import xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import _safe_indexing, check_random_state, get_tags
+from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -194,7 +194,7 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
 
         A case whose class is in its own fold alone is left out, since that classifier does not know it.
         """
-        units = np.arange(len(codes))
+        (X,), units = indexable(X), np.arange(len(codes))
         if groups is not None:
             check_consistent_length(codes, groups)
             units = np.unique(np.asarray(groups), return_inverse=True)[1]

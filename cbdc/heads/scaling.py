@@ -244,7 +244,7 @@ def _own(log_proba: np.ndarray, codes: np.ndarray) -> np.ndarray:
     own = np.take_along_axis(log_proba, codes[:, None], axis=1)[:, 0]
     if len(bad := np.flatnonzero(~np.isfinite(own))):
         raise ParameterError(
-            f"estimator: it gives the label of calibration case {bad[0]} the probability {np.exp(own[bad[0]]):g}, which no "
+            f"estimator: it gives calibration case {bad[0]}'s label the probability {np.exp(own[bad[0]]):g}, which no "
             "scaling can mend. Fix: a classifier without probabilities of 0, or VennAbersCalibrator."
         )
     return own
