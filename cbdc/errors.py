@@ -14,6 +14,7 @@ __all__ = [
     "MissingWeightsError",
     "ModelFileError",
     "ParameterError",
+    "PosteriorWarning",
     "require",
 ]
 
@@ -56,6 +57,10 @@ class CalibrationSizeWarning(UserWarning):
 
 class LeakageWarning(UserWarning):
     """Calibration cases that the model was trained or tuned on: their thresholds promise nothing for new cases."""
+
+
+class PosteriorWarning(UserWarning):
+    """Draws that are not those of the posterior they stand for."""
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -7,6 +7,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from cbdc import ConformalClassifier, LaplaceHead
 from cbdc.conformal import (
     ConditionalConformalClassifier,
+    ConformalBayesClassifier,
     ConformalTriage,
     CovariateShiftConformalClassifier,
     LabelShiftConformalClassifier,
@@ -15,6 +16,7 @@ from cbdc.conformal import (
     OnlineConformalClassifier,
     SyntheticPoweredConformalClassifier,
 )
+from cbdc.heads import TemperatureScaling, VectorScaling, VennAbersCalibrator
 
 ESTIMATORS = [
     LaplaceHead(),
@@ -22,6 +24,9 @@ ESTIMATORS = [
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),
     ConformalClassifier(LogisticRegression(), score="raps", guarantee="pac", repeated="one"),
+    ConformalBayesClassifier(LaplaceHead(1.0), n_draws=50),
+    ConformalBayesClassifier(LaplaceHead(1.0), condition_on="class", n_draws=50, fallback=None),
+    *(kind(LogisticRegression(), cv=2) for kind in (TemperatureScaling, VectorScaling, VennAbersCalibrator)),
     *(
         kind(LogisticRegression())
         for kind in (

@@ -1,6 +1,7 @@
 """Conformal prediction sets over any classifier: scores, thresholds, and the meta-estimator that joins them."""
 
 from .ambiguous import MonteCarloConformalClassifier, plausibilities_from_differentials
+from .bayes import ConformalBayesClassifier
 from .certificate import Certificate, Condition
 from .classifier import ConformalClassifier
 from .conditional import ConditionalConformalClassifier
@@ -11,7 +12,9 @@ from .label_shift import LabelShiftConformalClassifier
 from .malignancy import MalignancyClassifier
 from .outliers import ConformalOutlierDetector, benjamini_hochberg
 from .pac import pac_least_n, pac_p_values, pac_rank
+from .pareto import effective_sample_size, pareto_k
 from .patients import approximate_band, draw_one, effective_n
+from .quadrature import quadrature_bound, quadrature_index, risk_exceedance
 from .risk import crc_index, ltt_indices, rcps_index, risk_p_values
 from .scores import SCORES, aps, content_uniform, lac, margin, rank, raps, saps, topk
 from .stream import OnlineConformalClassifier
@@ -25,6 +28,7 @@ __all__ = [
     "Certificate",
     "Condition",
     "ConditionalConformalClassifier",
+    "ConformalBayesClassifier",
     "ConformalClassifier",
     "ConformalOutlierDetector",
     "ConformalTriage",
@@ -43,6 +47,7 @@ __all__ = [
     "crc_index",
     "draw_one",
     "effective_n",
+    "effective_sample_size",
     "guard_ranks",
     "lac",
     "least_n",
@@ -51,10 +56,14 @@ __all__ = [
     "pac_least_n",
     "pac_p_values",
     "pac_rank",
+    "pareto_k",
     "plausibilities_from_differentials",
+    "quadrature_bound",
+    "quadrature_index",
     "rank",
     "raps",
     "rcps_index",
+    "risk_exceedance",
     "risk_p_values",
     "saps",
     "smoothed_p_values",

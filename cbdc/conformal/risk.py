@@ -49,9 +49,7 @@ def crc_index(losses: ArrayLike, risk_level: float, *, largest: float = 1.0) -> 
     """
     _check_number("largest", largest, np.inf)
     _check_number("risk_level", risk_level, np.inf)
-    losses = _checked(losses, largest)
-    if (np.diff(losses, axis=1) > 0).any():
-        raise ParameterError("losses: they rise from one setting to the next. Fix: reverse the settings, or use LTT.")
+    losses = check_monotone(check_losses(losses, largest))
     enough = (losses.sum(axis=0) + largest) / (len(losses) + 1) <= risk_level
     return int(np.argmax(enough)) if enough.any() else losses.shape[1]
 
@@ -86,7 +84,7 @@ def risk_p_values(losses: ArrayLike, risk_level: float) -> np.ndarray:
     array([0.0471])
     """
     _check_number("risk_level", risk_level, 1)
-    losses = _checked(losses, 1.0)
+    losses = check_losses(losses, 1.0)
     n, mean = len(losses), losses.mean(axis=0)
     if np.isin(losses, (0, 1)).all():
         return stats.binom.cdf(np.rint(losses.sum(axis=0)), n, risk_level)
@@ -132,9 +130,7 @@ def rcps_index(losses: ArrayLike, risk_level: float, delta: float = 0.05) -> int
     1
     """
     _check_number("delta", delta, 1)
-    losses = _checked(losses, 1.0)
-    if (np.diff(losses, axis=1) > 0).any():
-        raise ParameterError("losses: they rise from one setting to the next. Fix: reverse the settings, or use LTT.")
+    losses = check_monotone(check_losses(losses, 1.0))
     fails = ~(risk_p_values(losses, risk_level) <= delta)
     return int(np.flatnonzero(fails).max(initial=-1)) + 1
 
@@ -204,10 +200,18 @@ def _check_number(name: str, value: float, bound: float) -> None:
         raise ParameterError(f"{name}: got {value!r}; expected a number strictly between 0 and {bound}.")
 
 
-def _checked(losses: ArrayLike, largest: float) -> np.ndarray:
+def check_losses(losses: ArrayLike, largest: float) -> np.ndarray:
+    """Losses (n, m), float64, each from 0 to the largest."""
     losses = np.asarray(losses, dtype=float)
     if losses.ndim != 2 or 0 in losses.shape:
         raise ParameterError(f"losses: got shape {losses.shape}; expected (n, m), a row for each of n > 0 cases.")
     if not ((losses >= 0) & (losses <= largest)).all():
         raise ParameterError(f"losses: they must lie between 0 and {largest:g}, none missing.")
+    return losses
+
+
+def check_monotone(losses: np.ndarray) -> np.ndarray:
+    """The losses, if they never rise from one setting to the next."""
+    if (np.diff(losses, axis=1) > 0).any():
+        raise ParameterError("losses: they rise from one setting to the next. Fix: reverse the settings, or use LTT.")
     return losses

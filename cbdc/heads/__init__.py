@@ -5,8 +5,18 @@ from typing import Any
 from ..errors import ParameterError
 from ._base import BayesianHead
 from .laplace import LaplaceHead
+from .scaling import TemperatureScaling, VectorScaling
+from .venn_abers import VennAbersCalibrator
 
-__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "make_head"]
+__all__ = [
+    "HEADS",
+    "BayesianHead",
+    "LaplaceHead",
+    "TemperatureScaling",
+    "VectorScaling",
+    "VennAbersCalibrator",
+    "make_head",
+]
 
 HEADS: dict[str, type[LaplaceHead]] = {"laplace": LaplaceHead}
 
