@@ -5,18 +5,20 @@ from typing import Any
 from ..errors import ParameterError
 from ._base import BayesianHead
 from .laplace import LaplaceHead
+from .nuts import NUTSHead
+from .variational import VariationalHead
 
-__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "make_head"]
+__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "NUTSHead", "VariationalHead", "make_head"]
 
-HEADS: dict[str, type[LaplaceHead]] = {"laplace": LaplaceHead}
+HEADS: dict[str, type[BayesianHead]] = {"laplace": LaplaceHead, "nuts": NUTSHead, "variational": VariationalHead}
 
 
-def make_head(name: str, **parameters: Any) -> LaplaceHead:
+def make_head(name: str, **parameters: Any) -> BayesianHead:
     """A head by its name.
 
     Parameters
     ----------
-    name : {"laplace"}
+    name : {"laplace", "nuts", "variational"}
     **parameters
         Go to the constructor.
 
