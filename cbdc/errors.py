@@ -6,6 +6,7 @@ from types import ModuleType
 __all__ = [
     "CBDCError",
     "CalibrationSizeWarning",
+    "ConvergenceError",
     "DatasetError",
     "ImageError",
     "LeakageError",
@@ -45,6 +46,10 @@ class ModelFileError(CBDCError, ValueError):
 
 class ParameterError(CBDCError, ValueError):
     """A name or value outside what is allowed, such as an unknown network."""
+
+
+class ConvergenceError(CBDCError, RuntimeError):
+    """A fit whose result is not the posterior: chains that disagree, or a bound that is not finite."""
 
 
 class MissingDependencyError(CBDCError, ImportError):

@@ -5,28 +5,32 @@ from typing import Any
 from ..errors import ParameterError
 from ._base import BayesianHead
 from .laplace import LaplaceHead
+from .nuts import NUTSHead
 from .scaling import TemperatureScaling, VectorScaling
+from .variational import VariationalHead
 from .venn_abers import VennAbersCalibrator
 
 __all__ = [
     "HEADS",
     "BayesianHead",
     "LaplaceHead",
+    "NUTSHead",
     "TemperatureScaling",
+    "VariationalHead",
     "VectorScaling",
     "VennAbersCalibrator",
     "make_head",
 ]
 
-HEADS: dict[str, type[LaplaceHead]] = {"laplace": LaplaceHead}
+HEADS: dict[str, type[BayesianHead]] = {"laplace": LaplaceHead, "nuts": NUTSHead, "variational": VariationalHead}
 
 
-def make_head(name: str, **parameters: Any) -> LaplaceHead:
+def make_head(name: str, **parameters: Any) -> BayesianHead:
     """A head by its name.
 
     Parameters
     ----------
-    name : {"laplace"}
+    name : {"laplace", "nuts", "variational"}
     **parameters
         Go to the constructor.
 
