@@ -7,7 +7,16 @@ import numpy as np
 
 from ..errors import ImageError, ParameterError
 
-__all__ = ["Perturbation", "check_image", "from_planes", "grid_norm", "image_scale", "rounding_norm", "to_planes"]
+__all__ = [
+    "Perturbation",
+    "check_image",
+    "from_planes",
+    "grid_norm",
+    "image_scale",
+    "norm",
+    "rounding_norm",
+    "to_planes",
+]
 
 _HALF_LEVEL = 0.501 / 255  # the most that rounding to 8 bits adds to a value, and room for float32 before it
 _FLOAT_SLACK = 1 + 1e-5  # so that a norm summed in another order, or in float32, stays below the bound
@@ -123,6 +132,11 @@ def image_scale(image: np.ndarray) -> float:
     return min(image.shape[:2]) / _REFERENCE_SIDE
 
 
+def norm(values: np.ndarray) -> float:
+    """L2 norm over all axes; not by BLAS, whose last bits depend on the number of threads."""
+    return float(np.sqrt(np.square(values).sum()))
+
+
 def rounding_norm(n_values: int) -> float:
     """The most that rounding adds to the norm of a change of n values."""
     return _HALF_LEVEL * n_values**0.5
@@ -133,4 +147,4 @@ def grid_norm(change: np.ndarray) -> float:
 
     Both values lie on the grid of 255 levels, so that one changes by whole levels, at most 255 * change + 1/2.
     """
-    return float(np.linalg.norm(np.floor((change + _HALF_LEVEL) * 255))) / 255
+    return norm(np.floor((change + _HALF_LEVEL) * 255)) / 255

@@ -99,7 +99,7 @@ def draw_perturbation(image: np.ndarray, name: str, severity: int, random_state:
     >>> from cbdc.perturb import draw_perturbation
     >>> image = np.full((48, 64, 3), 100, dtype=np.uint8)
     >>> draw_perturbation(image, "rotation", 2)
-    Rotation(degrees=-10)
+    Rotation(degrees=10)
     """
     check_image(image)
     if name not in list(PERTURBATIONS):
@@ -140,7 +140,7 @@ def perturb(image: np.ndarray, name: str, severity: int, random_state: int = 0) 
     >>> from cbdc.perturb import perturb
     >>> image = np.full((48, 64, 3), 100, dtype=np.uint8)
     >>> perturb(image, "brightness", 2)[0, 0]
-    array([126, 126, 126], dtype=uint8)
+    array([74, 74, 74], dtype=uint8)
     """
     if _is_batch(image):
         new = np.empty_like(image)

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 from scipy.fft import dctn, idctn
 
-from ._base import Perturbation, from_planes, image_scale, rounding_norm, to_planes
+from ._base import Perturbation, from_planes, image_scale, norm, rounding_norm, to_planes
 
 __all__ = ["Blur", "Brightness", "Contrast", "Gamma", "Hue", "Noise", "Saturation", "WhiteBalance"]
 
@@ -184,7 +184,7 @@ class Hue(Perturbation):
     def _bound(self, image: np.ndarray) -> float:
         x = to_planes(image, np.float64)
         chord = 2 * abs(np.sin(np.radians(self.degrees) / 2))
-        return chord * float(np.linalg.norm(x - x.mean(axis=0))) + rounding_norm(x.size)
+        return chord * norm(x - x.mean(axis=0)) + rounding_norm(x.size)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Saturation(Perturbation):
     def _bound(self, image: np.ndarray) -> float:
         x = to_planes(image, np.float64)
         gray = np.tensordot(_LUMA, x, 1)
-        return abs(self.factor - 1) * float(np.linalg.norm(x - gray)) + rounding_norm(x.size)
+        return abs(self.factor - 1) * norm(x - gray) + rounding_norm(x.size)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Blur(Perturbation):
         return from_planes(to_planes(image) - idctn(self._lost(image), axes=(1, 2), norm="ortho"))
 
     def _bound(self, image: np.ndarray) -> float:
-        return float(np.linalg.norm(self._lost(image))) + rounding_norm(image.size)
+        return norm(self._lost(image)) + rounding_norm(image.size)
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class Noise(Perturbation):
     def _apply(self, image: np.ndarray) -> np.ndarray:
         x = to_planes(image)
         noise = np.random.default_rng(self.seed).standard_normal(x.shape, dtype=np.float32)
-        noise *= self.sigma * x.size**0.5 / np.linalg.norm(noise)
+        noise *= self.sigma * x.size**0.5 / norm(noise)
         return from_planes(x + noise)
 
     def _bound(self, image: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
-from ._base import Perturbation, from_planes, grid_norm, image_scale, rounding_norm, to_planes
+from ._base import Perturbation, from_planes, grid_norm, image_scale, norm, rounding_norm, to_planes
 
 __all__ = ["Crop", "Elastic", "Flip", "Rotation", "Scale"]
 
@@ -44,7 +44,8 @@ class _Warp(Perturbation):
     def _bound(self, image: np.ndarray) -> float:
         at = self._inside(image)
         counts = sum(np.bincount(place, weight, minlength=at[0].size) for place, weight in _reads(*at))
-        reach = [int(np.ceil(np.abs(to - here).max())) for to, here in zip(at, np.indices(at[0].shape, sparse=True))]
+        here = np.arange(image.shape[0])[:, None], np.arange(image.shape[1])
+        reach = [int(np.ceil(np.abs(to - start).max())) for to, start in zip(at, here)]
         return min(_spread_bound(image, counts), _range_bound(image, reach))
 
 
@@ -93,9 +94,8 @@ def _from_middle(n: int) -> tuple[np.ndarray, float]:
 class Rotation(_Warp):
     """Turn about the middle, to either side.
 
-    Size: not small, bounded as every warp is (`theory/perturb.md`): a corner moves by 2 sin(angle / 2) half diagonals. Source:
-    a camera is held at any angle; a diagnosis does not depend on it (SAM-P, Maron et al. 2021,
-    doi:10.1016/j.ejca.2021.06.047).
+    Size: not small, bounded as every warp is (`theory/perturb.md`); a corner moves by 2 sin(angle / 2) half diagonals.
+    Source: a camera is held at any angle (SAM-P, Maron et al. 2021, doi:10.1016/j.ejca.2021.06.047).
 
     Parameters
     ----------
@@ -121,8 +121,8 @@ class Rotation(_Warp):
 class Scale(_Warp):
     """Zoom in or out about the middle, with equal chance; what is missing at the borders is mirrored.
 
-    Size: not small, bounded as every warp is (`theory/perturb.md`): a pixel moves by up to |1 - 1 / factor| half sides. Source:
-    distance to the skin (SAM-P, Maron et al. 2021, doi:10.1016/j.ejca.2021.06.047).
+    Size: not small, bounded as every warp is (`theory/perturb.md`); a pixel moves by up to |1 - 1 / factor| half sides.
+    Source: one lesion is photographed at several magnifications (Maron et al. 2021, doi:10.1016/j.ejca.2021.06.047).
 
     Parameters
     ----------
@@ -147,8 +147,8 @@ class Scale(_Warp):
 class Crop(_Warp):
     """Cut a window out at a random place and enlarge it to the whole: the lesion off centre, perhaps cut.
 
-    Size: not small, bounded as every warp is (`theory/perturb.md`): a pixel moves by up to the fraction cut off of a side.
-    Source: random crops of the training of networks (Szegedy et al., arXiv:1409.4842).
+    Size: not small, bounded as every warp is (`theory/perturb.md`); a pixel moves by up to that fraction of a side.
+    Source: the random crops that networks are trained with (Szegedy et al., arXiv:1409.4842).
 
     Parameters
     ----------
@@ -180,10 +180,10 @@ class Crop(_Warp):
 class Elastic(_Warp):
     """Deform smoothly: a free-form deformation, cubic B-splines on a grid of a quarter of the shorter side.
 
-    Size: not small, bounded as every warp is (`theory/perturb.md`): rows and columns move by at most `reach`, since B-splines
-    are a convex combination of the displacements of the grid. No fold up to 0.48 of the grid's step, 26 pixels
-    (Choi and Lee 2000, doi:10.1006/gmod.2000.0531). Source: skin under pressure or a stretched hand; Rueckert et al.
-    1999, doi:10.1109/42.796284.
+    Size: not small, bounded as every warp is (`theory/perturb.md`); rows and columns move by at most `reach`, since
+    B-splines form a convex combination of the displacements of the grid. Nothing folds up to 0.48 of the grid's step,
+    26 pixels (Choi and Lee 2000, doi:10.1006/gmod.2000.0531). Source: skin gives way under a dermatoscope; free-form
+    deformations, Rueckert et al. 1999, doi:10.1109/42.796284.
 
     Parameters
     ----------
@@ -244,5 +244,5 @@ class Flip(Perturbation):
 
     def _bound(self, image: np.ndarray) -> float:
         x = to_planes(image, np.float64)
-        spread = float(np.linalg.norm(x - x.mean(axis=(1, 2), keepdims=True)))
+        spread = norm(x - x.mean(axis=(1, 2), keepdims=True))
         return min(2 * spread, _range_bound(image, list(image.shape[:2])))
