@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..errors import ParameterError
 from .diagrams import persistence_diagrams
 from .distances import check_points, distance_blocks, distance_matrix, matrix_blocks, radius_of_blocks
 from .h0 import h0_death_times, h0_of_matrix
@@ -39,6 +40,8 @@ class Cloud:
     """
 
     def __init__(self, X: ArrayLike, metric: str = "euclidean") -> None:
+        if metric not in ("euclidean", "precomputed"):
+            raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
         self.metric = metric
         self.points = distance_matrix(X, metric) if metric == "precomputed" else check_points(X)
         self._diagrams: dict[tuple, np.ndarray] = {}

@@ -144,7 +144,7 @@ class ConformalStabilityBound(BaseEstimator):
 
 
 def batch_rank(n: int, confidence_level: float, n_new: int = 1) -> int:
-    """Rank of the score among n that bounds all of m = n_new new ones: least k with C(k + m - 1, m) / C(n + m, m) >= level.
+    """Rank, among n scores, of the one that bounds m = n_new new ones: least k with C(k+m-1, m) / C(n+m, m) >= level.
 
     Parameters
     ----------
@@ -223,9 +223,14 @@ def cloud_scores(
     unknown = [name for name in scores if name not in wanted and name not in _SCORES]
     if unknown or not scores:
         raise ParameterError(f"scores: got {scores!r}; expected a list of 'H0', 'H1', ... and {', '.join(_SCORES)}.")
-    rows = []
+    everything = np.arange(len(before))
+    rows: list[list[float]] = []
     for cloud in clouds:
-        chosen = np.asarray(cloud, dtype=np.intp)
+        chosen = np.asarray(cloud)
+        if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not np.isin(chosen, everything).all():
+            raise ParameterError(
+                f"clouds[{len(rows)}]: expected row numbers from 0 to {len(everything) - 1}, one at least."
+            )
         found = stability_bounds(
             before.points[chosen], after.points[chosen], sorted(wanted.values()), engine, **options
         )

@@ -21,24 +21,24 @@ import numpy as np
 
 from ..errors import MissingDependencyError
 
-__all__ = [
-    "Amplitude",
-    "BettiCurve",
-    "PairwiseDistance",
-    "PersistenceEntropy",
-    "PersistenceImage",
-    "PersistenceLandscape",
-    "VietorisRipsPersistence",
-]
+_HOME = {
+    "Amplitude": "diagrams",
+    "BettiCurve": "diagrams",
+    "PairwiseDistance": "diagrams",
+    "PersistenceEntropy": "diagrams",
+    "PersistenceImage": "diagrams",
+    "PersistenceLandscape": "diagrams",
+    "VietorisRipsPersistence": "homology",
+}
+__all__ = [*_HOME]
 
 _INSTALL = "pip install 'cbdc[giotto]' && pip install --no-deps giotto-tda==0.6.2"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    room = "homology" if name == "VietorisRipsPersistence" else "diagrams"
-    return getattr(_load(room), name)
+    return getattr(_load(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
@@ -49,8 +49,8 @@ def _load(room: str) -> ModuleType:
     """A module of giotto-tda, repaired."""
     try:
         module = importlib.import_module(f"gtda.{room}")
-        validation = importlib.import_module("gtda.utils.validation")
-        metrics = importlib.import_module("gtda.diagrams._metrics")
+        validation: Any = importlib.import_module("gtda.utils.validation")
+        metrics: Any = importlib.import_module("gtda.diagrams._metrics")
     except ImportError as error:
         raise MissingDependencyError(
             f"giotto-tda cannot be imported ({error}). Fix: {_INSTALL} (AGPL-3; Python 3.10 to 3.12). "

@@ -32,6 +32,13 @@ def transformers(source: Any) -> dict:
     return found
 
 
+def sphere(n: int) -> np.ndarray:
+    """Points spread evenly over the unit sphere, on a spiral."""
+    z = 1 - (2 * np.arange(n) + 1) / n
+    angle = np.pi * (3 - np.sqrt(5)) * np.arange(n)
+    return np.column_stack([np.sqrt(1 - z**2) * np.cos(angle), np.sqrt(1 - z**2) * np.sin(angle), z])
+
+
 def main() -> None:
     from gtda import diagrams, homology
 
@@ -40,7 +47,7 @@ def main() -> None:
     clouds = [
         rng.standard_normal((24, 3)),
         np.column_stack([np.cos(angles), np.sin(angles), 0 * angles]) + 0.1 * rng.standard_normal((24, 3)),
-        np.maximum(rng.standard_normal((24, 3)), 0.0) + 0.01 * rng.standard_normal((24, 3)),
+        sphere(24) + 0.05 * rng.standard_normal((24, 3)),
         rng.standard_normal((24, 3)) + 4 * np.eye(3)[rng.integers(0, 3, 24)],
     ]
     arrays = {"clouds": np.array(clouds)}
