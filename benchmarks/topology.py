@@ -47,7 +47,7 @@ def made_perturbed(E: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def perturbed_lesions(n: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Embeddings of made lesions by EfficientNet-Lite0, and of the same under five photometric changes, four strengths."""
+    """Embeddings of made lesions by EfficientNet-Lite0, and under five photometric changes at four strengths each."""
     images = np.stack(make_lesions(n, image_size=96, random_state=0).images).astype(np.float32)
     embedder = ImageEmbedder().fit(list(images.astype(np.uint8)))
     rng = np.random.default_rng(0)
@@ -76,7 +76,9 @@ def certificates(n_lesions: int) -> None:
         found = [stability_bounds(base, Y) for Y in clouds]
         wall.append(time.perf_counter() - start[0])
         cpu.append(time.process_time() - start[1])
-    print(f"certificates and components, n = 1,000 x {N_PERTURBED}, d = 512: {min(wall):.2f} s ({min(cpu):.2f} s of CPU)")
+    print(
+        f"certificates and components, n = 1,000 x {N_PERTURBED}, d = 512: {min(wall):.2f} s ({min(cpu):.2f} s of CPU)"
+    )
     tightness("made embeddings, n = 1,000", found)
     base_points, perturbed = perturbed_lesions(n_lesions)
     base = Cloud(base_points)
