@@ -38,6 +38,26 @@ def encoded_images(draw):
     return buffer.getvalue()
 
 
+@st.composite
+def pictures(draw, max_side=40):
+    """uint8 (H, W, 3) from one pixel on: noise, smooth, one colour, black and white only, or with steep edges."""
+    height, width = draw(st.tuples(*[st.integers(1, max_side)] * 2))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    noise = rng.integers(0, 256, (height, width, 3))
+    row, column = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[:, None]
+    kinds = {
+        "noise": noise,
+        "smooth": 128 + 120 * np.sin(rng.uniform(0, 4, 3) * row + rng.uniform(0, 4, 3) * column),
+        "one colour": np.broadcast_to(noise[0, 0], noise.shape),
+        "gray": np.broadcast_to(noise[:1, :1, :1], noise.shape),
+        "black": np.zeros_like(noise),
+        "white": np.full_like(noise, 255),
+        "saturated": 255 * (noise > 127),
+        "edge": np.where(row + column < 1, noise[0, 0], noise[-1, -1]),
+    }
+    return kinds[draw(st.sampled_from(sorted(kinds)))].astype(np.uint8)
+
+
 # --- data sets
 
 

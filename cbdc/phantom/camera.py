@@ -4,7 +4,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .scene import Lesions, Scene, smoothstep
+from ..perturb.artefacts import bubble, ruler_ink, smoothstep, splat
+from .scene import Lesions, Scene
 from .textures import cells, index, look_up, noise, trees
 
 __all__ = ["photograph"]
@@ -114,17 +115,9 @@ def _hair(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     reach = (0.35 + 1.3 * length[image, hair, None]) * size / t.size
     x = size * start[image, hair, None] + np.cumsum(reach * np.cos(angle), axis=1)
     y = size * across[image, hair, None] + np.cumsum(reach * np.sin(angle), axis=1)
-    column, row = np.floor(x), np.floor(y)
     weight = reach * (0.7 + 0.9 * thick[image, None]) * np.sqrt(size / 224) * np.minimum(1, 6 * (1 - t))
-    canvas = np.zeros(n * size * size)
-    for right in (0, 1):
-        for down in (0, 1):
-            c, r = column + right, row + down
-            share = np.abs(1 - right - (x - column)) * np.abs(1 - down - (y - row)) * weight
-            inside = (c >= 0) & (c < size) & (r >= 0) & (r < size)
-            flat = (image[:, None] * size + r) * size + c
-            canvas += np.bincount(flat[inside].astype(np.int64), share[inside], minlength=canvas.size)
-    return np.minimum(canvas, 0.9).astype(np.float32).reshape(scene.u.shape), tone
+    canvas = splat(image[:, None], x, y, weight, (n, size, size))
+    return np.minimum(canvas, 0.9).astype(np.float32), tone
 
 
 def _light(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,11 +150,9 @@ def _bubbles(scene: Scene, light: np.ndarray, wet: np.ndarray) -> np.ndarray:
         rows = wet[part]
         dx = (x - where[rows, :1]).astype(np.float32)[:, None, :] / radius[rows]
         dy = (x - where[rows, 1:]).astype(np.float32)[:, :, None] / radius[rows]
-        ring = np.sqrt(dx * dx + dy * dy)
-        lit = np.where(dx + dy < 0, np.float32(0.4), np.float32(0.04)) * smoothstep(0.2, 0.0, np.abs(ring - 0.9))
-        spot = 0.6 * smoothstep(0.05, 0.01, (dx + 0.4) ** 2 + (dy + 0.4) ** 2)
-        glare[part] = np.maximum(glare[part], lit + spot)
-        light[rows] *= 1 - 0.12 * smoothstep(1.05, 0.9, ring)
+        mirrored, shade = bubble(dx, dy)
+        glare[part] = np.maximum(glare[part], mirrored)
+        light[rows] *= 1 - shade
     return glare
 
 
@@ -173,10 +164,8 @@ def _ruler(scene: Scene, light: np.ndarray) -> None:
     for direction in range(4):
         rows = np.flatnonzero(inked & (side == direction))
         phase = x * pitch[rows] + start[rows]
-        tick = smoothstep(0.14, 0.06, np.abs(phase % 1 - 0.5))
-        long = 1 + 0.7 * (np.floor(phase) % 5 == 0)
-        depth = x[:, None] * (1 if direction % 2 else -1) - 1 + tall[rows] * long
-        ink = 0.8 * tick * smoothstep(0.0, 0.02, depth)
+        inward = x[:, None] * (1 if direction % 2 else -1) - 1
+        ink = ruler_ink(phase, inward, tall[rows])
         light[rows] *= 1 - (ink if direction < 2 else ink.swapaxes(1, 2)).astype(np.float32)
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import ndtri
 
+from ..perturb.artefacts import smoothstep
 from . import textures
 
-__all__ = ["N_UNIFORMS", "Lesions", "Scene", "make_scene", "outline_lesions", "smoothstep"]
+__all__ = ["N_UNIFORMS", "Lesions", "Scene", "make_scene", "outline_lesions"]
 
 N_UNIFORMS = 256
 _N_HARMONICS = 16
@@ -93,12 +94,6 @@ class Lesions:
         full = np.zeros_like(like)
         full.ravel()[self.place] = values
         return full
-
-
-def smoothstep(low: float | np.ndarray, high: float | np.ndarray, x: np.ndarray) -> np.ndarray:
-    """0 below low, 1 above high (or the other way round), smooth between."""
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def make_scene(lesions: np.ndarray, images: np.ndarray, size: int) -> Scene:

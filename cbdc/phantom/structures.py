@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from .scene import Lesions, smoothstep
+from ..perturb.artefacts import smoothstep
+from .scene import Lesions
 from .textures import cells, look_up, noise, trees
 
 __all__ = ["paint_lesions"]
