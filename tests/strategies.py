@@ -118,3 +118,48 @@ def concept_laws(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     tables = [rng.dirichlet(np.ones(size), n_classes) for size in sizes]
     return rng.dirichlet(np.ones(n_classes)), tables, levels
+
+
+# --- clouds and diagrams
+
+
+@st.composite
+def clouds(draw, min_points=1, max_points=8, max_features=4):
+    """Points (n, d): often on a grid, where distances tie, some of them twice, far from the origin, of any scale."""
+    n, d = draw(st.integers(min_points, max_points)), draw(st.integers(1, max_features))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    X = rng.integers(0, 4, (n, d)).astype(float) if draw(st.booleans()) else rng.standard_normal((n, d))
+    if draw(st.booleans()):
+        X = X[rng.integers(0, n, n)]
+    return (X + draw(st.sampled_from([0.0, 0.0, 100.0]))) * draw(st.sampled_from([1.0, 1.0, 1e-3, 1e5]))
+
+
+@st.composite
+def paired_clouds(draw, **options):
+    """A cloud and the same points moved: a little, a lot, one alone, or all alike."""
+    X = draw(clouds(**options))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    step = (
+        rng.standard_normal(X.shape) * draw(st.sampled_from([0.0, 1e-6, 0.1, 1.0])) * np.ptp(X, axis=0).max(initial=0)
+    )
+    kind = draw(st.sampled_from(["all", "one", "rigid", "scaled"]))
+    if kind == "one":
+        step[1:] = 0
+    elif kind == "rigid":
+        step[:] = step[0]
+    return X, X * 1.25 if kind == "scaled" else X + step
+
+
+@st.composite
+def diagrams(draw, max_classes=6, zero_births=False, essential=True):
+    """Births and deaths (m, 2): on a grid or not, repeated, on the diagonal, some that never die."""
+    m = draw(st.integers(0, max_classes))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    births, lives = rng.random(m), rng.random(m)
+    if draw(st.booleans()):
+        births, lives = np.round(4 * births) / 4, np.round(4 * lives) / 4
+    pairs = np.column_stack([0 * births if zero_births else births, births * (not zero_births) + lives])
+    pairs = np.repeat(pairs, rng.integers(1, 3, m), axis=0) if draw(st.booleans()) else pairs
+    if essential and m and draw(st.booleans()):
+        pairs[rng.integers(0, 2, len(pairs)) == 0, 1] = np.inf
+    return pairs

@@ -15,9 +15,11 @@ from cbdc.conformal import (
     OnlineConformalClassifier,
     SyntheticPoweredConformalClassifier,
 )
+from cbdc.topology import ConformalStabilityBound
 
 ESTIMATORS = [
     LaplaceHead(),
+    ConformalStabilityBound(),
     ConformalClassifier(LogisticRegression()),
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),

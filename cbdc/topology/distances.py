@@ -1,0 +1,192 @@
+"""Euclidean distance matrices by matrix multiplication, in double precision and without cancellation."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.spatial.distance import cdist
+
+from ..errors import ParameterError
+
+__all__ = ["check_points", "distance_blocks", "distance_matrix", "enclosing_radius"]
+
+RELATIVE_ERROR = 1e-10  # of a distance from the matrix product; below it the coordinates are subtracted
+_BLOCK = 2**18  # distances computed at a time: 2 MB, which the cache holds
+
+
+def distance_matrix(X: ArrayLike, metric: str = "euclidean") -> np.ndarray:
+    """All distances between the points of a cloud.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, n_features), or (n, n) with `metric="precomputed"`
+    metric : {"euclidean", "precomputed"}, default="euclidean"
+        "precomputed" checks that X is a matrix of distances and hands it back.
+
+    Returns
+    -------
+    ndarray of shape (n, n), float64
+        Symmetric to the bit, zero on the diagonal.
+
+    Raises
+    ------
+    ParameterError
+        If X has no point, holds NaN or infinity, or is not a matrix of distances where it should be one.
+
+    Notes
+    -----
+    **Guarantee.** Every entry is within a relative 1e-10 of the distance of the points as given, whatever their number,
+    position and scale: |x - y|^2 = |x|^2 + |y|^2 - 2 x.y is used where rounding can be bounded by that, after centring,
+    and the coordinates are subtracted where it cannot (points next to each other). What breaks it: distances below
+    1e-150 of the largest coordinate, whose squares vanish. The proof is in theory/topology.md, section 1.
+
+    Examples
+    --------
+    >>> distance_matrix([[0.0, 0.0], [3.0, 4.0], [0.0, 1e-9]])
+    array([[0.e+00, 5.e+00, 1.e-09],
+           [5.e+00, 0.e+00, 5.e+00],
+           [1.e-09, 5.e+00, 0.e+00]])
+    """
+    if metric == "precomputed":
+        return _check_distances(X)
+    points = check_points(X)
+    D = np.empty((len(points), len(points)))
+    for rows, block in distance_blocks(points, metric):
+        D[rows, rows.start :] = block
+        D[rows.start :, rows] = block.T
+    return D
+
+
+def distance_blocks(X: ArrayLike, metric: str = "euclidean") -> Iterator[tuple[slice, np.ndarray]]:
+    """The upper triangle of the distance matrix, some rows at a time, for clouds whose matrix is too large.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, n_features), or (n, n) with `metric="precomputed"`
+    metric : {"euclidean", "precomputed"}, default="euclidean"
+
+    Yields
+    ------
+    rows : slice
+    block : ndarray of shape (n_rows, n - rows.start), float64
+        Distances from the points of `rows` to those from `rows.start` on; the first columns form a symmetric square.
+
+    Examples
+    --------
+    >>> [(rows, block.shape) for rows, block in distance_blocks(np.zeros((4, 2)))]
+    [(slice(0, 4, None), (4, 4))]
+    """
+    if metric == "precomputed":
+        yield from matrix_blocks(_check_distances(X))
+        return
+    if metric != "euclidean":
+        raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
+    points = check_points(X)
+    exponent = int(np.frexp(np.abs(points).max(initial=0.0))[1])
+    points = np.ldexp(points, -exponent)  # a power of two: exact, and no square overflows
+    centred = points - points.mean(axis=0)
+    squares = np.einsum("ij,ij->i", centred, centred)
+    for rows in _row_blocks(len(points)):
+        columns = slice(rows.start, None)
+        yield rows, np.ldexp(_block(points, centred, squares, rows, columns), exponent)
+
+
+def _block(points: np.ndarray, centred: np.ndarray, squares: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    scale = squares[rows, None] + squares[None, columns]
+    block = centred[rows] @ centred[columns].T
+    block *= -2
+    block += scale
+    # The product, the squares and the sums err by at most 2 (d + 8) u (|x|^2 + |y|^2), u = 2^-53, in any order of
+    # summation. A square above this share of |x|^2 + |y|^2 so gives its root to RELATIVE_ERROR.
+    scale *= (points.shape[1] + 8) * 2.0**-53 / RELATIVE_ERROR
+    near = block < scale
+    n_rows = block.shape[0]
+    np.maximum(block, 0, out=block)
+    np.sqrt(block, out=block)
+    if near.sum() > block.size // 8:
+        block = cdist(points[rows], points[columns])
+    else:
+        i, j = np.nonzero(near)
+        for part in np.array_split(np.arange(len(i)), 1 + len(i) * points.shape[1] // _BLOCK):
+            difference = points[rows][i[part]] - points[columns][j[part]]
+            block[i[part], j[part]] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+    square = np.triu(block[:, :n_rows], 1)
+    block[:, :n_rows] = square + square.T
+    return block
+
+
+def matrix_blocks(D: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The blocks of `distance_blocks`, as views of a matrix that is there."""
+    for rows in _row_blocks(len(D)):
+        yield rows, D[rows, rows.start :]
+
+
+def _row_blocks(n: int) -> list[slice]:
+    """Rows of the upper triangle in parts of about `_BLOCK` entries."""
+    blocks, start = [], 0
+    while start < n:
+        stop = min(n, start + max(1, _BLOCK // (n - start)))
+        blocks.append(slice(start, stop))
+        start = stop
+    return blocks
+
+
+def enclosing_radius(X: ArrayLike, metric: str = "euclidean") -> float:
+    """Least r such that one point of the cloud is within r of all: min over i of max over j of the distance.
+
+    From there on the Vietoris-Rips complex is a cone, so that no class of any dimension but the one of H0 that never
+    dies lives longer.
+
+    Parameters
+    ----------
+    X : array-like of shape (n, n_features), or (n, n) with `metric="precomputed"`
+    metric : {"euclidean", "precomputed"}, default="euclidean"
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> enclosing_radius([[0.0], [1.0], [3.0]])
+    2.0
+    """
+    return radius_of_blocks(distance_blocks(X, metric))
+
+
+def radius_of_blocks(blocks: Iterable[tuple[slice, np.ndarray]]) -> float:
+    """The enclosing radius, from the blocks of the upper triangle."""
+    farthest = np.empty(0)
+    for rows, block in blocks:
+        if rows.start == 0:
+            farthest = np.zeros(block.shape[1])
+        farthest[rows] = np.maximum(farthest[rows], block.max(axis=1))
+        farthest[rows.start :] = np.maximum(farthest[rows.start :], block.max(axis=0))
+    return float(farthest.min())
+
+
+def check_points(X: ArrayLike, name: str = "X") -> np.ndarray:
+    """The cloud as float64 of shape (n, n_features), finite, with a point at least."""
+    points = np.asarray(X)
+    if points.ndim != 2 or len(points) == 0 or points.dtype.kind not in "biuf":
+        raise ParameterError(
+            f"{name}: got an array of shape {points.shape} and type {points.dtype}; expected numbers (n, n_features), "
+            "one row for each of 1 or more points."
+        )
+    points = points.astype(np.float64, copy=False)
+    if not np.isfinite(points).all():
+        row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
+        raise ParameterError(f"{name}: row {row} holds NaN or infinity; leave that point out of both clouds.")
+    return points
+
+
+def _check_distances(X: ArrayLike) -> np.ndarray:
+    D = check_points(X)
+    if D.shape[0] != D.shape[1]:
+        raise ParameterError(f"X: got shape {D.shape}; metric='precomputed' takes a square matrix of distances.")
+    if (D < 0).any() or np.diagonal(D).any() or (D != D.T).any():
+        raise ParameterError(
+            "X: metric='precomputed' takes distances: none negative, zero on the diagonal, and symmetric to the bit. "
+            "Fix: D = np.maximum(D, D.T); np.fill_diagonal(D, 0)."
+        )
+    return D
