@@ -93,10 +93,10 @@ class StabilityCertificate:
     def __str__(self) -> str:
         return (
             f"If the {self.n_clouds} clouds of {self.units_per_cloud} patients each and a new one are exchangeable, "
-            f"every score of the new one is at most its bound below with probability at least {self.confidence_level:g}; "
-            "for each perturbation and score by itself, not for all at once. It breaks with another camera, clinic or "
-            "perturbation, and with patients under two names. Lengths are in units of the median distance of two "
-            f"images, {self.scale:.4g}.\n\n{_text(self.bounds)}"
+            "every score of the new one is at most its bound below, with probability at least "
+            f"{self.confidence_level:g} for each perturbation and score by itself. It breaks with another camera, "
+            "clinic or perturbation, and with patients under two names. Lengths are in units of the median distance "
+            f"of two images, {self.scale:.4g}.\n\n{_text(self.bounds)}"
         )
 
 
