@@ -37,8 +37,7 @@ def _centred(n: int, scale: float) -> np.ndarray:
 class Vignette(_Layer):
     """Darken towards the corners: multiply by 1 - a r^2, r the distance to a centre, 1 at the corner farthest from it.
 
-    Size: a |r^2 x|, at most a sqrt(3HW). Source: natural light falloff, cos^4 of the field angle, to second order;
-    dark corners are common in dermoscopy (Katsch et al. 2022, doi:10.5826/dpc.1203a126).
+    Size: a |r^2 x|, at most a sqrt(3HW). Source: natural light falloff, cos^4 of the field angle, to second order.
 
     Parameters
     ----------
@@ -71,8 +70,8 @@ class Hair(_Layer):
     """Draw curved hairs, dark or (a quarter of the draws) light brown.
 
     Size: with opacity a_p <= 0.9 at pixel p, sqrt(sum_p a_p^2 |tone - x_p|^2), at most sqrt(3aHW) where hairs cover
-    the fraction a of the image. Source: hair is the commonest artefact of dermoscopy (Katsch et al. 2022,
-    doi:10.5826/dpc.1203a126; Lee et al. 1997, doi:10.1016/S0010-4825(97)00020-6).
+    the fraction a of the image. Source: hairs hide lesions often enough to be removed by software (Lee et al.
+    1997, doi:10.1016/S0010-4825(97)00020-6).
 
     Parameters
     ----------
@@ -103,16 +102,13 @@ class Hair(_Layer):
         x = width * column + np.cumsum(reach * np.cos(angle), axis=1)
         y = height * row + np.cumsum(reach * np.sin(angle), axis=1)
         wide = (1.0 + 1.2 * thick) * scale
-        opacity = np.zeros((height, width))
+        grids, opacity = np.zeros((1, 1), dtype=np.int64), np.zeros((1, height, width))
         strands = int(np.ceil(wide.max(initial=0)))  # side by side, at most a pixel apart
+        weight = (0.6 + 0.4 * dark) * reach * wide / max(strands, 1) * np.minimum(1, 6 * (1 - t))
         for offset in np.linspace(-0.5, 0.5, 2 * strands + 1)[1::2]:
-            across = offset * wide
-            weight = (0.6 + 0.4 * dark) * reach * wide / strands * np.minimum(1, 6 * (1 - t))
-            grid = np.zeros((1, 1), dtype=np.int64)
-            opacity += splat(grid, x - across * np.sin(angle), y + across * np.cos(angle), weight, (1, height, width))[
-                0
-            ]
-        opacity = np.minimum(opacity, 0.9)
+            down, right = offset * wide * np.cos(angle), -offset * wide * np.sin(angle)
+            opacity += splat(grids, x + right, y + down, weight, opacity.shape)
+        opacity = np.minimum(opacity[0], 0.9)
         return 1 - opacity, opacity * tone[:, None, None]
 
 
@@ -121,7 +117,7 @@ class Ruler(_Layer):
     """Draw the ticks of a dermatoscope's scale along one side.
 
     Size: with ink a_p <= 0.8 at pixel p, sqrt(sum_p a_p^2 |x_p|^2), at most sqrt(3aHW) on the fraction a of the image.
-    Source: scales are common in dermoscopy and shift predictions (Katsch et al. 2022, doi:10.5826/dpc.1203a126).
+    Source: rulers are an artefact of dermoscopy that can sway a network (Katsch et al. 2022, doi:10.5826/dpc.1203a126).
 
     Parameters
     ----------
@@ -155,8 +151,8 @@ class Gel(_Layer):
     """Draw bubbles of immersion gel: a bright rim, a mirrored point, a faint shade.
 
     Size: with mirrored light g_p and shade s_p at pixel p, |g - (1 - (1 - g)(1 - s)) x|, at most sqrt(3aHW) on the
-    fraction a of the image. Source: gel bubbles are common in dermoscopy (Katsch et al. 2022,
-    doi:10.5826/dpc.1203a126).
+    fraction a of the image. Source: air in immersion fluid, as in images of HAM10000 (Tschandl et al.
+    2018, doi:10.1038/sdata.2018.161).
 
     Parameters
     ----------

@@ -51,8 +51,8 @@ def _counts(image: np.ndarray) -> np.ndarray:
 class Brightness(_Curve):
     """Add b to every value; darker or brighter with equal chance.
 
-    Size: at most |b| sqrt(3HW), and equal to it where nothing is clipped. Source: ImageNet-C (arXiv:1903.12261), which
-    adds 0.1 to 0.5 to the V of HSV and only brightens; half of that here, since skin is bright already.
+    Size: at most |b| sqrt(3HW), and equal to it, before rounding, where nothing is clipped. Source: ImageNet-C
+    (arXiv:1903.12261), which adds 0.1 to 0.5 to the V of HSV and only brightens; half of that here: skin is bright.
 
     Parameters
     ----------
@@ -76,8 +76,8 @@ class Brightness(_Curve):
 class Contrast(_Curve):
     """Stretch every channel about its mean by c; less or more with equal chance, c = 1 -+ amount.
 
-    Size: at most |c - 1| |x - mean|, and equal to it where nothing is clipped. Source: ImageNet-C (arXiv:1903.12261),
-    whose c is 0.4 to 0.05; a lesion at 0.05 shows nothing to anyone.
+    Size: at most |c - 1| |x - mean|, and equal to it, before rounding, where nothing is clipped. Source: ImageNet-C
+    (arXiv:1903.12261), whose c is 0.4 to 0.05; a lesion at 0.05 shows nothing to anyone.
 
     Parameters
     ----------
@@ -129,9 +129,10 @@ class WhiteBalance(_Curve):
     The logarithms of the gains sum to zero (brightness stays) and have the norm `amount` along red-blue (warm or cool
     light), a third of it along green-magenta.
 
-    Size: at most sqrt(sum_c (g_c - 1)^2 |x_c|^2), and equal to it where nothing is clipped. Source: von Kries' diagonal
-    adaptation. It is diagonal in encoded values too, where a power law encodes: (g x)^p = g^p x^p. It is what the
-    colour constancy of dermoscopy undoes (Barata et al. 2015, doi:10.1109/JBHI.2014.2336473).
+    Size: at most sqrt(sum_c (g_c - 1)^2 |x_c|^2), and equal to it, before rounding, where nothing is clipped.
+    Source: von Kries' diagonal adaptation, diagonal in encoded values too where a power law encodes:
+    (g x)^p = g^p x^p. It is what colour constancy undoes in dermoscopy (Barata et al. 2015,
+    doi:10.1109/JBHI.2014.2336473).
 
     Parameters
     ----------
