@@ -17,7 +17,9 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "cbdc needs Python 3.11 or newer, this is " + sys.version + "; give another one with make PYTHON=python3.12"'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -e '.[test]'
+	$(PY) -m pip install --quiet -e '.[test,giotto]'
+	@# giotto-tda has no wheel for Python 3.13, and pins that fit nothing else
+	if $(PY) -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then $(PY) -m pip install --quiet --no-deps giotto-tda==0.6.2; fi
 	@$(PY) -c 'import torchvision; torchvision.ops.nms' || { echo "torch and torchvision do not fit each other; remove $(VENV) and run again"; exit 1; }
 	@touch $@
 
@@ -44,6 +46,8 @@ benchmarks: $(STAMP)
 	$(PY) -m pip install --quiet -e '.[benchmark]'
 	$(PY) benchmarks/conformal.py
 	$(PY) benchmarks/embed.py
+	$(PY) benchmarks/topology.py
+	$(PY) benchmarks/topology_memory.py
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ __all__ = ["check_points", "distance_blocks", "distance_matrix", "enclosing_radi
 
 RELATIVE_ERROR = 1e-10  # of a distance from the matrix product; below it the coordinates are subtracted
 _BLOCK = 2**18  # distances computed at a time: 2 MB, which the cache holds
+_SQUARE = 256  # side of the squares in which a matrix is compared with its transpose
 
 
 def distance_matrix(X: ArrayLike, metric: str = "euclidean") -> np.ndarray:
@@ -167,26 +168,40 @@ def radius_of_blocks(blocks: Iterable[tuple[slice, np.ndarray]]) -> float:
 
 def check_points(X: ArrayLike, name: str = "X") -> np.ndarray:
     """The cloud as float64 of shape (n, n_features), finite, with a point at least."""
-    points = np.asarray(X)
-    if points.ndim != 2 or len(points) == 0 or points.dtype.kind not in "biuf":
-        raise ParameterError(
-            f"{name}: got an array of shape {points.shape} and type {points.dtype}; expected numbers (n, n_features), "
-            "one row for each of 1 or more points."
-        )
-    points = points.astype(np.float64, copy=False)
-    if not np.isfinite(points).all():
-        row = int(np.flatnonzero(~np.isfinite(points).all(axis=1))[0])
-        raise ParameterError(f"{name}: row {row} holds NaN or infinity; leave that point out of both clouds.")
+    points = _check_numbers(X, name)
+    _check_finite(points, name)
     return points
 
 
 def _check_distances(X: ArrayLike) -> np.ndarray:
-    D = check_points(X)
+    D = _check_numbers(X, "X")
     if D.shape[0] != D.shape[1]:
         raise ParameterError(f"X: got shape {D.shape}; metric='precomputed' takes a square matrix of distances.")
-    if (D < 0).any() or np.diagonal(D).any() or (D != D.T).any():
+    _check_finite(D, "X")
+    symmetric = all(
+        (D[a : a + _SQUARE, b : b + _SQUARE] == D[b : b + _SQUARE, a : a + _SQUARE].T).all()
+        for a in range(0, len(D), _SQUARE)
+        for b in range(0, a + 1, _SQUARE)
+    )
+    if D.min() < 0 or np.diagonal(D).any() or not symmetric:
         raise ParameterError(
             "X: metric='precomputed' takes distances: none negative, zero on the diagonal, and symmetric to the bit. "
             "Fix: D = np.maximum(D, D.T); np.fill_diagonal(D, 0)."
         )
     return D
+
+
+def _check_numbers(X: ArrayLike, name: str) -> np.ndarray:
+    table = np.asarray(X)
+    if table.ndim != 2 or len(table) == 0 or table.dtype.kind not in "biuf":
+        raise ParameterError(
+            f"{name}: got an array of shape {table.shape} and type {table.dtype}; expected numbers (n, n_features), "
+            "one row for each of 1 or more points."
+        )
+    return table.astype(np.float64, copy=False)
+
+
+def _check_finite(table: np.ndarray, name: str) -> None:
+    if not (np.isfinite(table.max(initial=0.0)) and np.isfinite(table.min(initial=0.0))):
+        row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
+        raise ParameterError(f"{name}: row {row} holds NaN or infinity; leave that point out of both clouds.")

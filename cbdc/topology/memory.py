@@ -9,10 +9,10 @@ from .distances import distance_matrix, enclosing_radius
 __all__ = ["estimate_memory"]
 
 # Fitted to peaks measured by `python benchmarks/topology_memory.py`.
-_BYTES_PER_EDGE = {"giotto": 70, "gudhi": 108}
+_BYTES_PER_EDGE = {"giotto": 80, "gudhi": 115}
 _BYTES_PER_EDGE_SPARSE = 125
-_BYTES_PER_SIMPLEX = 10
-_NOISE = 0.02  # share of all simplices that no class of a cloud without a pronounced shape lives through
+_BYTES_PER_SIMPLEX = 12
+_NOISE = 0.05  # share of all simplices that no class of a cloud without a pronounced shape lives through
 _PILOT_POINTS = {1: 512, 2: 128}  # by dimension; the points of a pilot in higher ones are few
 _PILOT_POINTS_ABOVE = 40
 
