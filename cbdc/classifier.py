@@ -1,6 +1,7 @@
 """`CBDCClassifier`: images to calibrated prediction sets. Glue; no algorithm here."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -337,7 +338,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         return self.conformal_.predict_set(self._embed(X), level, groups=self._groups(X, groups))
 
     def diagnose(
-        self, X: Any, confidence_level: float | None = None, groups: Any = None
+        self, X: Any, confidence_level: float | None = None, groups: Any = None, *, stability: Any = None
     ) -> Diagnosis | list[Diagnosis]:
         """Everything that can be said of each image; one that cannot be read becomes a refused row, in its place.
 
@@ -349,6 +350,9 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             Default: that of the constructor.
         groups : array-like of shape (n,), optional
             Group of each image (one value for one image), for the group-wise conditions.
+        stability : StabilityDiagnostic, optional
+            Fitted on images that the model was not trained on; its p-value of each image goes into the diagnosis. It
+            embeds some thirty perturbed versions of each.
 
         Returns
         -------
@@ -365,10 +369,14 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         rows: list[Diagnosis] = []
         for start in range(0, len(images), _DIAGNOSE_BATCH):
             batch = slice(start, start + _DIAGNOSE_BATCH)
-            rows += self._diagnose_batch(images[batch], start, level, None if groups is None else groups[batch])
+            rows += self._diagnose_batch(
+                images[batch], start, level, None if groups is None else groups[batch], stability
+            )
         return rows[0] if single else rows
 
-    def _diagnose_batch(self, sources: Sequence, start: int, level: float, groups: Any) -> list[Diagnosis]:
+    def _diagnose_batch(
+        self, sources: Sequence, start: int, level: float, groups: Any, stability: Any
+    ) -> list[Diagnosis]:
         names = [image_name(source, start + i) for i, source in enumerate(sources)]
         decoded = read_images(sources, n_jobs=self.n_jobs)
         reasons = [str(item) if isinstance(item, ImageError) else "" for item in decoded]
@@ -388,6 +396,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         entropy, information = _uncertainty(self.head_, embeddings, probabilities)
         sets = self.conformal_.predict_set(embeddings, level, groups=groups)
         p_values = self.conformal_.p_values(embeddings, groups=groups)
+        pixels = [image.pixels for image in good.values()]
+        stable = [math.nan] * len(good) if stability is None else stability.p_values(pixels).tolist()
         guarantee = str(self.certificate(level))
         full_names, malignant = self._meaning()
         labels = [str(label) for label in self.classes_]
@@ -404,6 +414,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 entropy=float(entropy[j]),
                 mutual_information=float(information[j]),
                 confidence_level=level,
+                stability=stable[j],
                 quality=quality.verdict,
                 quality_reasons=quality.reasons,
                 guarantee=guarantee,

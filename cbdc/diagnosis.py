@@ -28,6 +28,9 @@ class Diagnosis:
     entropy, mutual_information : float
         In nats: total uncertainty, and the part that more training data could remove.
     confidence_level : float
+    stability : float
+        P-value of a `cbdc.topology.StabilityDiagnostic`: small if the embedding moves unusually far when the photograph
+        is perturbed. NaN where none was asked.
     quality : {"accept", "retake", ""}
     quality_reasons : tuple of str
     guarantee : str
@@ -60,6 +63,7 @@ class Diagnosis:
     entropy: float = math.nan
     mutual_information: float = math.nan
     confidence_level: float = math.nan
+    stability: float = math.nan
     quality: str = ""
     quality_reasons: tuple[str, ...] = ()
     guarantee: str = ""
@@ -85,5 +89,9 @@ class Diagnosis:
                 f"{'> ' if inside else '<='} {alpha:.3g}"
             )
         lines.append(f"  uncertainty {self.entropy:.2f} nats, {self.mutual_information:.2f} of it from little data")
+        if not math.isnan(self.stability):
+            lines.append(
+                f"  stability p-value {self.stability:.3f}: small if the image moves unusually far when perturbed"
+            )
         lines.append(f"  image quality: {', '.join((self.quality, *self.quality_reasons))}")
         return "\n".join([*lines, f"  {self.guarantee}"])

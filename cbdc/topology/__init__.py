@@ -8,11 +8,15 @@ from .diagrams import persistence_diagrams, stack_diagrams
 from .distances import distance_blocks, distance_matrix, enclosing_radius
 from .h0 import h0_bottleneck, h0_death_times
 from .memory import estimate_memory
+from .stability import StabilityCertificate, StabilityDiagnostic, StabilityReport
 
 __all__ = [
     "Cloud",
     "ConformalStabilityBound",
     "StabilityBounds",
+    "StabilityCertificate",
+    "StabilityDiagnostic",
+    "StabilityReport",
     "bottleneck_distance",
     "cloud_scores",
     "displacement",

@@ -1,7 +1,4 @@
-"""`*Display` objects in scikit-learn's pattern: arrays in the constructor, `plot(ax)` draws them.
-
-A figure made here belongs to no window and to no global state: it needs no screen and is freed like any other object.
-"""
+"""How good the probabilities and the prediction sets are."""
 
 from collections.abc import Sequence
 from textwrap import shorten
@@ -10,16 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from . import metrics
+from .. import metrics
+from ._display import COLORS, Display
 
 __all__ = [
-    "COLORS",
     "ClassCoverageDisplay",
     "CoverageLevelDisplay",
     "ReliabilityDisplay",
@@ -27,24 +23,8 @@ __all__ = [
     "SetSizeDisplay",
 ]
 
-# Told apart under every common kind of colour blindness (Okabe and Ito), and by lightness in print.
-COLORS = {"observed": "#0072b2", "missed": "#d55e00", "expected": "#c3ccd6", "reference": "#6b7683"}
 
-
-class _Display:
-    """Where a display draws."""
-
-    ax_: Axes
-    figure_: Any
-
-    def _start(self, ax: Axes | None, figsize: tuple[float, float] = (5.0, 4.0)) -> Axes:
-        self.ax_ = Figure(figsize=figsize, layout="constrained").add_subplot() if ax is None else ax
-        self.figure_ = self.ax_.figure
-        self.ax_.spines[["top", "right"]].set_visible(False)
-        return self.ax_
-
-
-class ReliabilityDisplay(_Display):
+class ReliabilityDisplay(Display):
     """Accuracy against confidence, bin by bin, with the expected calibration error and its noise floor.
 
     Parameters
@@ -135,7 +115,7 @@ class ReliabilityDisplay(_Display):
         return self
 
 
-class ClassCoverageDisplay(_Display):
+class ClassCoverageDisplay(Display):
     """Coverage of each class or group: rate and exact interval, and the band that the guarantee leads to expect.
 
     Parameters
@@ -280,7 +260,7 @@ class ClassCoverageDisplay(_Display):
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)
 
 
-class SetSizeDisplay(_Display):
+class SetSizeDisplay(Display):
     """How many prediction sets there are of each size, and in how many of them the true class is missing.
 
     Parameters
@@ -340,7 +320,7 @@ class SetSizeDisplay(_Display):
         return self
 
 
-class CoverageLevelDisplay(_Display):
+class CoverageLevelDisplay(Display):
     """Realised coverage against the nominal confidence level, with the exact band that chance allows.
 
     Parameters
@@ -433,7 +413,7 @@ class CoverageLevelDisplay(_Display):
         return self
 
 
-class RiskCoverageDisplay(_Display):
+class RiskCoverageDisplay(Display):
     """Error rate among the most confident cases, against the share of cases that is kept.
 
     Parameters
