@@ -289,7 +289,7 @@ def pac_bayes_kl_bound(
     **Guarantee.** Assumption: the units are independent draws from one population; the prior P was chosen without them
     (the posterior Q may be chosen by them, after them, and in any way). Statement: with probability at least 1 - delta
     over the units, the risk of a classifier drawn from Q, averaged over Q, is at most `value`, for every Q at once. It
-    is a bound for the Gibbs classifier; the vote of the posterior errs at most twice as often. What breaks it: a prior,
+    is a bound for the Gibbs classifier, not for the mean of the posterior. What breaks it: a prior,
     or a scaling of the features, that was learned from the same cases; images of one patient counted as cases.
 
     References
@@ -399,13 +399,13 @@ def group_weighted_bound(bounds: Mapping[str, RiskBound], weights: Mapping[str, 
     if not (np.all(shares >= 0) and abs(shares.sum() - 1) < 1e-9):
         raise ParameterError(f"weights: {dict(weights)} sum to {shares.sum():g}; expected shares that sum to 1.")
     used = [bounds[name] for name in weights]
-    delta = sum(bound.delta for bound in used)
+    delta = float(sum(bound.delta for bound in used))
     if delta >= 1:
         raise ParameterError(f"bounds: their deltas sum to {delta:g}; expected less than 1. Fix: share one delta out.")
-    divergences = [bound.divergence for bound in used if bound.divergence is not None]
+    divergences = [float(bound.divergence) for bound in used if bound.divergence is not None]
     return RiskBound(
         f"{used[0].method}, weighted over {len(used)} groups",
-        float(min(shares @ [bound.value for bound in used], 1.0)),
+        min(float(shares @ [bound.value for bound in used]), 1.0),
         float(shares @ [bound.risk for bound in used]),
         sum(bound.n for bound in used),
         delta,
