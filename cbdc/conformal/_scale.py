@@ -29,4 +29,4 @@ def from_scale(scaled: float, name: str, log: bool) -> float:
     if not np.isfinite(scaled):
         return float(scaled)
     score = np.copysign(np.expm1(min(abs(scaled), 500.0)), scaled)
-    return float(np.exp(min(score, 0.0)) if name in _PROBABILITIES and not log else score)
+    return float(np.exp(min(score, 500.0)) if name in _PROBABILITIES and not log else score)

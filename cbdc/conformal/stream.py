@@ -24,8 +24,8 @@ _SPREAD = 0.05, 0.95  # quantiles of the scores, whose distance is the unit of a
 class OnlineConformalClassifier(ScoringClassifier):
     """Sets for the next case, from all cases labelled so far.
 
-    `predict_set` is asked for the next cases, and `partial_conformalize` is told their labels, in order, when they are
-    known: at once, or many cases later. A miss is one of the set that was seen, and moves the next ones.
+    `predict_set` is asked for the next cases, and `partial_conformalize` is told their labels when they are known: at
+    once, or many cases later. A miss is one of the set that was seen, and moves the next ones.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class OnlineConformalClassifier(ScoringClassifier):
     cases |misses / T - alpha| is at most `long_run_bound`. With a = max(alpha, 1 - alpha) and D the `delay_` it is
     a (1 / gamma + 1 + D) / T for "aci", and (sqrt(T + 1) + a (1 + D)) / T for "pid". It is a statement about the long
     run of this stream, not about any group, day or case, and it is bought with sets that are at times empty or full.
-    What breaks it: labels told out of order, or only of some cases.
+    What breaks it: cases whose label is never told; for "expanding", telling some labels sooner than others.
 
     The threshold of "pid" is that of quantile tracking, q + gamma * spread * (miss - alpha) after each case on the
     scale of nonconformity, plus an integrator of the excess of misses E after t cases, spread / 2 * tan(pi / 2 * E /
@@ -251,7 +251,7 @@ class OnlineConformalClassifier(ScoringClassifier):
         return Certificate(
             f"the share of misses is {1 - level:.3g} in the long run, within {self.long_run_bound():.3f} after these "
             f"cases ({told})",
-            (f"every case is told, in order{late}",),
+            (f"every case is told{late}",),
             (
                 "cases whose label is never told",
                 "labels that come later and later",
