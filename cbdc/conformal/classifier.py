@@ -71,10 +71,11 @@ class ConformalClassifier(ScoringClassifier):
         group-wise conditions, see `merged_groups_`.
     randomized : bool, default=True
         Whether a score that can be randomised draws a uniform number for each case, from its probabilities and the
-        seed. It makes the sets smaller and removes ties, but only between rows of probabilities that differ: the number
-        is a fixed function of the row, so that equal rows tie. Without effect on "lac", "margin" and "topk".
+        seed. It makes the sets of "aps" and "raps" smaller and removes ties, but only between rows of probabilities
+        that differ: the number is a fixed function of the row, so that equal rows tie. Without effect on "lac",
+        "margin", "topk" and "rank".
     prefit : bool, default=False
-        The estimator is already fitted, and used as it is.
+        The estimator is already fitted, and used as it is; so is a `sklearn.frozen.FrozenEstimator` without it.
     random_state : int, RandomState instance or None, default=None
         Seed of the randomised score and of the draw of one case a unit; None stands for 0.
 

@@ -70,7 +70,7 @@ class HierarchicalConformalClassifier(ScoringClassifier):
         Whether "aps" counts a random share of what a step takes in: coverage given the case then varies less, and a
         case may be answered one step lower than its like. The number is a function of the probabilities and the seed.
     prefit : bool, default=False
-        The estimator is already fitted, and used as it is.
+        The estimator is already fitted, and used as it is; so is a `sklearn.frozen.FrozenEstimator` without it.
     random_state : int, RandomState instance or None, default=None
         Seed of the randomised score; None stands for 0.
 
