@@ -107,7 +107,7 @@ def test_death_times_equal_the_reference(X):
 def test_a_tree_made_of_parts_is_the_whole_one(X):
     whole = t.h0_death_times(X)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(h0, "_WHOLE", 8)
+        patch.setattr(h0, "WHOLE", 8)
         np.testing.assert_allclose(t.h0_death_times(X), whole, rtol=2e-10)
 
 

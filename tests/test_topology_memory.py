@@ -40,7 +40,12 @@ def test_a_run_that_is_too_large_is_refused_before_it_starts(monkeypatch):
     monkeypatch.setattr(diagrams, "run_engine", lambda *arguments: pytest.fail("it ran"))
     with pytest.raises(ParameterError, match=r"max_memory: .* these 200 points .* homology_dimensions=\(0,\)"):
         t.persistence_diagrams(X, (0, 1), "gudhi", max_memory=1e5)
+    with pytest.raises(ParameterError, match="max_memory"):
+        t.persistence_diagrams(X, (0, 1), "gudhi", max_memory=8 * 200**2 + 1e5)
     assert len(t.persistence_diagrams(X, (0,), max_memory=1e5)) == 199
+    monkeypatch.setattr(diagrams, "distance_matrix", lambda *arguments: pytest.fail("it formed 80 GB of distances"))
+    with pytest.raises(ParameterError, match=r"100,000 points would take about \d{3}"):
+        t.persistence_diagrams(np.random.default_rng(0).standard_normal((100_000, 2)), (0, 1), "gudhi")
 
 
 def test_a_cloud_that_is_too_small_for_a_sample_is_estimated():

@@ -78,9 +78,8 @@ class Cloud:
         """Persistence diagram of one dimension above 0, (m, 3); the options are those of `persistence_diagrams`."""
         key = dimension, engine, *sorted(options.items())
         if key not in self._diagrams:
-            self._diagrams[key] = persistence_diagrams(
-                self.distances, (dimension,), engine, metric="precomputed", **options
-            )
+            X, metric = (self.distances, "precomputed") if self._is_kept else (self.points, self.metric)
+            self._diagrams[key] = persistence_diagrams(X, (dimension,), engine, metric=metric, **options)
         return self._diagrams[key]
 
     @property

@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 
 from ..errors import ParameterError
 from ._engines import choose_engine, run_engine
-from .distances import distance_matrix
+from .distances import check_points, distance_matrix
 from .h0 import h0_death_times
-from .memory import memory_of_engine
+from .memory import estimate_memory, memory_of_engine
 
 __all__ = ["check_diagram", "check_dimensions", "persistence_diagrams", "stack_diagrams"]
 
@@ -89,22 +89,16 @@ def persistence_diagrams(
     if np.isnan(max_edge_length) or max_edge_length < 0:
         raise ParameterError(f"max_edge_length: got {max_edge_length!r}; expected a number, 0 or more.")
     program = choose_engine(engine)
-    found: dict[int, np.ndarray] = {}
-    if dimensions == [0] and engine == "auto":
-        deaths = h0_death_times(X, metric)
+    if engine == "auto" and dimensions == [0]:
+        found = {0: _components(X, metric, max_edge_length)}
     else:
-        D = distance_matrix(X, metric)
-        if dimensions[-1] > 0:
-            _refuse_if_too_large(D, dimensions[-1], program, max_edge_length, max_memory)
+        D = _distances_if_allowed(X, metric, dimensions, program, max_edge_length, max_memory)
         found = dict(enumerate(run_engine(program, D, dimensions[-1], max_edge_length, n_jobs)))
-        deaths = h0_death_times(D, "precomputed") if 0 in dimensions and engine == "auto" else np.empty(0)
-    if engine == "auto" and 0 in dimensions:
-        deaths = np.append(np.where(deaths <= max_edge_length, deaths, np.inf), np.inf)
-        found[0] = np.column_stack([np.zeros(len(deaths)), deaths])
+        if engine == "auto":
+            found[0] = _components(D, "precomputed", max_edge_length)
     if reduced_homology and 0 in dimensions:
         found[0] = found[0][np.argsort(found[0][:, 1], kind="stable")[:-1]]
-    rows = [np.column_stack([found[k], np.full(len(found[k]), float(k))]) for k in dimensions if k in found]
-    diagram = np.concatenate([np.empty((0, 3)), *rows])
+    diagram = np.concatenate([np.column_stack([found[k], np.full(len(found[k]), float(k))]) for k in dimensions])
     diagram = diagram[diagram[:, 0] < diagram[:, 1]]
     return diagram[np.lexsort([diagram[:, 1], diagram[:, 0], diagram[:, 2]])]
 
@@ -190,17 +184,31 @@ def check_dimensions(homology_dimensions: Sequence[int]) -> list[int]:
     return sorted({int(k) for k in dimensions})
 
 
-def _refuse_if_too_large(
-    D: np.ndarray, max_dimension: int, engine: str, max_edge_length: float, max_memory: float
-) -> None:
-    n = len(D)
-    if 60 * n**2 + 20 * math.comb(n, max_dimension + 2) <= max_memory:  # more than any cloud of n points takes
-        return
-    needed = memory_of_engine(D, max_dimension, engine, max_edge_length)
-    if needed > max_memory:
-        raise ParameterError(
-            f"max_memory: homology up to dimension {max_dimension} of these {n:,} points would take about "
-            f"{needed / 1e9:.1f} GB, and {max_memory / 1e9:.1f} GB are allowed. Fix: homology_dimensions=(0,) takes "
-            "none beyond the distances; or leave out points (the same ones of every cloud that is compared), stop at a "
-            "smaller max_edge_length, or allow more with max_memory."
-        )
+def _components(X: ArrayLike, metric: str, max_edge_length: float) -> np.ndarray:
+    """Births and deaths (n, 2) of the classes of dimension 0, that of the one that never dies too."""
+    deaths = h0_death_times(X, metric)
+    deaths = np.append(np.where(deaths <= max_edge_length, deaths, np.inf), np.inf)
+    return np.column_stack([np.zeros(len(deaths)), deaths])
+
+
+def _distances_if_allowed(
+    X: ArrayLike, metric: str, dimensions: list[int], engine: str, max_edge_length: float, max_memory: float
+) -> np.ndarray:
+    """The matrix of distances, unless it or what comes after would take too much memory."""
+    n = len(check_points(X))
+    given = 0 if metric == "precomputed" else 8 * n**2
+    D = distance_matrix(X, metric) if given <= max_memory else None
+    if D is not None and given + 65 * n**2 + 24 * math.comb(n, dimensions[-1] + 2) <= max_memory:
+        return D  # no cloud of n points takes as much
+    if D is None:
+        needed = estimate_memory(X, tuple(dimensions), engine, metric=metric, max_edge_length=max_edge_length)
+    else:
+        needed = given + memory_of_engine(D, n, dimensions[-1], engine, max_edge_length)
+        if needed <= max_memory:
+            return D
+    raise ParameterError(
+        f"max_memory: homology up to dimension {dimensions[-1]} of these {n:,} points would take about "
+        f"{needed / 1e9:.1f} GB, and {max_memory / 1e9:.1f} GB are allowed. Fix: homology_dimensions=(0,) with "
+        "engine='auto' takes little; or leave out points (the same ones of every cloud that is compared), stop at a "
+        "smaller max_edge_length, or allow more with max_memory."
+    )

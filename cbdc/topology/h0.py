@@ -10,7 +10,7 @@ from .distances import check_points, distance_matrix
 
 __all__ = ["h0_bottleneck", "h0_death_times"]
 
-_WHOLE = 5_000  # points whose matrix (200 MB) is formed at once
+WHOLE = 5_000  # points whose matrix (200 MB) is formed at once
 
 
 def h0_death_times(X: ArrayLike, metric: str = "euclidean") -> np.ndarray:
@@ -44,9 +44,9 @@ def h0_death_times(X: ArrayLike, metric: str = "euclidean") -> np.ndarray:
     if metric == "precomputed":
         return h0_of_matrix(distance_matrix(X, metric))
     points = check_points(X)
-    if len(points) <= _WHOLE:
+    if len(points) <= WHOLE:
         return h0_of_matrix(distance_matrix(points, metric))
-    parts = np.array_split(np.arange(len(points)), -(-2 * len(points) // _WHOLE))
+    parts = np.array_split(np.arange(len(points)), -(-2 * len(points) // WHOLE))
     edges, weights = [], []
     for a, first in enumerate(parts):
         for second in parts[a + 1 :]:

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._engines import choose_engine, run_engine
-from .distances import distance_matrix, enclosing_radius
+from .distances import check_points, distance_matrix, enclosing_radius
+from .h0 import WHOLE
 
 __all__ = ["estimate_memory"]
 
@@ -13,6 +14,7 @@ _BYTES_PER_EDGE = {"giotto": 80, "gudhi": 115}
 _BYTES_PER_EDGE_SPARSE = 125
 _BYTES_PER_SIMPLEX = 12
 _NOISE = 0.05  # share of all simplices that no class of a cloud without a pronounced shape lives through
+_SAMPLE = 4_000  # points whose distances are looked at
 _PILOT_POINTS = {1: 512, 2: 128}  # by dimension; the points of a pilot in higher ones are few
 _PILOT_POINTS_ABOVE = 40
 
@@ -54,28 +56,29 @@ def estimate_memory(
     >>> 5e6 < estimate_memory(X) < 100e6
     True
     """
-    D = distance_matrix(X, metric)
-    given = 0 if metric == "precomputed" else D.nbytes
-    if max(homology_dimensions) == 0:
-        return given
-    return given + memory_of_engine(D, max(homology_dimensions), choose_engine(engine), max_edge_length)
+    points = check_points(X)
+    n, given = len(points), 0 if metric == "precomputed" else 8 * len(points) ** 2
+    if max(homology_dimensions) == 0 and engine == "auto":
+        return min(given, 8 * WHOLE**2)
+    chosen = np.sort(np.random.default_rng(0).permutation(n)[:_SAMPLE])
+    D = distance_matrix(points[np.ix_(chosen, chosen)] if metric == "precomputed" else points[chosen], metric)
+    return given + memory_of_engine(D, n, max(homology_dimensions), choose_engine(engine), max_edge_length)
 
 
-def memory_of_engine(D: np.ndarray, max_dimension: int, engine: str, max_edge_length: float) -> int:
-    """Bytes that the engine takes beyond the matrix of distances."""
+def memory_of_engine(D: np.ndarray, n: int, max_dimension: int, engine: str, max_edge_length: float) -> int:
+    """Bytes that the engine takes for n points beyond their distances, by the distances of all or some of them."""
     radius = enclosing_radius(D, "precomputed")
     reach = min(max_edge_length, radius)
-    n_edges = sum(int((row <= reach).sum()) for row in D) // 2
+    n_edges = sum(int((row <= reach).sum()) for row in D) / len(D) ** 2 * n**2 / 2
     per_edge = _BYTES_PER_EDGE_SPARSE if max_edge_length < radius else _BYTES_PER_EDGE[engine]
-    n_simplices = max(_simplices_lived_through(D, k, engine, reach) for k in range(1, max_dimension + 1))
-    return int(per_edge * n_edges + _BYTES_PER_SIMPLEX * n_simplices)
+    lived = [_simplices_lived_through(D, n, k, engine, reach) for k in range(1, max_dimension + 1)]
+    return int(per_edge * n_edges + _BYTES_PER_SIMPLEX * max(lived, default=0.0))
 
 
-def _simplices_lived_through(D: np.ndarray, dimension: int, engine: str, reach: float) -> float:
+def _simplices_lived_through(D: np.ndarray, n: int, dimension: int, engine: str, reach: float) -> float:
     """How many simplices of one dimension more join during the longest life of a class, from a sample of the points."""
-    n = len(D)
-    size = min(n // 2, _PILOT_POINTS.get(dimension, _PILOT_POINTS_ABOVE))
-    chosen = np.sort(np.random.default_rng(0).permutation(n)[:size])  # a fixed sample: the estimate can be repeated
+    size = min(len(D) // 2, _PILOT_POINTS.get(dimension, _PILOT_POINTS_ABOVE))
+    chosen = np.sort(np.random.default_rng(0).permutation(len(D))[:size])  # a fixed one: the estimate can be repeated
     sample = np.ascontiguousarray(D[np.ix_(chosen, chosen)])
     if size < dimension + 2:
         return 0.0
