@@ -16,12 +16,14 @@ from cbdc.conformal import (
     OnlineConformalClassifier,
     SyntheticPoweredConformalClassifier,
 )
-from cbdc.heads import TemperatureScaling, VectorScaling, VennAbersCalibrator
+from cbdc.heads import NUTSHead, TemperatureScaling, VariationalHead, VectorScaling, VennAbersCalibrator
 from cbdc.topology import ConformalStabilityBound
 
 ESTIMATORS = [
     LaplaceHead(),
     ConformalStabilityBound(),
+    NUTSHead(n_chains=1, n_draws=8, n_warmup=4, thinning=1, max_tree_depth=3),
+    VariationalHead(max_iter=4, n_draws=8),
     ConformalClassifier(LogisticRegression()),
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),
@@ -46,6 +48,8 @@ ESTIMATORS = [
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.filterwarnings("ignore:the evidence lower bound still rose")  # heads with few steps, to be quick
+@pytest.mark.filterwarnings("ignore:bad chains")
 @parametrize_with_checks(ESTIMATORS)
 def test_estimator_checks(estimator, check):
     check(estimator)

@@ -23,9 +23,8 @@ def regularised_scales(local: Any, global_: Any, slab: Any) -> Any:
 def horseshoe_start(d: int, J: int, global_scale: float, slab_scale: float, *, joint: bool) -> Whitening:
     """Positions whose standard normal is a guide to begin with: weights as in their prior, scales near its middle."""
     centre = np.concatenate([np.zeros(d * J + J + d), [np.log(global_scale), 2 * np.log(slab_scale)]])
-    unit = np.repeat([1.0, 0.5], [d * J, J + d + 2])
-    cut = 0 if joint else len(unit)
-    return Whitening(centre[:, None], unit[:cut, None], np.diag(unit[cut:]))
+    cut = 0 if joint else len(centre)
+    return Whitening(centre[:, None], np.ones((cut, 1)), np.eye(len(centre) - cut))
 
 
 def horseshoe_scales(latent: np.ndarray, d: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from .laplace import LaplaceHead
 __all__ = ["INTERCEPT_PRECISION", "LaplaceStart", "Whitening", "feature_weights", "laplace_start"]
 
 INTERCEPT_PRECISION = 1e-2  # that of LaplaceHead
+_UNSEEN = 1e-10  # energy of an axis, relative to the largest, below which training says nothing about it
 _BLOCK_LIMIT = 1000  # parameters whose covariance is kept whole
 
 
@@ -118,7 +119,9 @@ class LaplaceStart:
 
 
 def laplace_start(laplace: LaplaceHead, training: Training) -> LaplaceStart:
-    """The posterior of a fitted `LaplaceHead`, along its axes.
+    """The posterior of a fitted `LaplaceHead`, along those of its axes that the training rows reach.
+
+    Equal data give equal axes, whatever the order of the rows, so that draws from one seed can be compared.
 
     Parameters
     ----------
@@ -128,19 +131,30 @@ def laplace_start(laplace: LaplaceHead, training: Training) -> LaplaceStart:
         Those data.
     """
     X, codes, weights, _ = training
-    Z = np.column_stack([X @ laplace.components_, np.ones(len(X), dtype=X.dtype)])
-    energy = np.einsum("n,np,np->p", weights, Z, Z)
-    problem = SoftmaxProblem(Z, codes, weights, energy, len(laplace.classes_))
+    energy = weights @ (X @ laplace.components_) ** 2
+    seen = energy > _UNSEEN * energy.max(initial=0.0)
+    sign = _signs(laplace.components_[:, seen])
+    components = laplace.components_[:, seen] * sign
+    rows, sign = np.append(seen, True), np.append(sign, 1.0)[:, None]
+    mode, mean = laplace.mode_[rows] * sign, laplace.posterior_mean_[rows] * sign
+
+    Z = np.column_stack([X @ components, np.ones(len(X), dtype=X.dtype)])
+    problem = SoftmaxProblem(Z, codes, weights, np.append(energy[seen], weights.sum()), len(laplace.classes_))
     prior = np.append(np.full(Z.shape[1] - 1, laplace.prior_precision_), INTERCEPT_PRECISION)[:, None]
-    proba = np.exp(log_softmax(problem.logits(laplace.mode_), axis=1))
+    proba = np.exp(log_softmax(problem.logits(mode), axis=1))
     B = contrasts(problem.n_classes)
     _, axes = eigh(B.T @ (np.diag(weights @ proba) - (proba.T * weights) @ proba) @ B)
+    axes = axes * _signs(B @ axes)
     directions = B @ axes
     spread = weights[:, None] * (proba @ directions**2 - (proba @ directions) ** 2)
     curvature = np.maximum((Z**2).T @ spread.astype(Z.dtype), 0.0) + prior
-    return LaplaceStart(
-        problem, laplace.components_, directions, prior, laplace.posterior_mean_ @ axes, curvature, proba
-    )
+    return LaplaceStart(problem, components, directions, prior, mean @ axes, curvature, proba)
+
+
+def _signs(columns: np.ndarray) -> np.ndarray:
+    """1 or -1 for each column, so that its largest entry becomes positive: eigenvectors come with either sign."""
+    largest = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], 0)[0]
+    return np.where(largest < 0, -1, 1).astype(columns.dtype)
 
 
 def feature_weights(

@@ -33,10 +33,12 @@ class NUTSHead(DrawnHead):
         the two approximate one posterior.
     n_chains : int, default=4
         Run one after the other, each from a draw of the Laplace posterior of its own.
-    n_draws : int, default=250
-        Draws kept of each chain.
+    n_draws : int, default=1000
+        Of each chain; the diagnostics use them all.
     n_warmup : int, default=150
         Draws before those, in which the step size is adapted.
+    thinning : int, default=4
+        Predictions use every so many-th draw: consecutive ones say little more, and cost as much again.
     max_tree_depth : int, default=10
         Doublings of a trajectory at most: up to 2 ** max_tree_depth - 1 gradients a draw.
     target_accept : float, default=0.8
@@ -72,7 +74,7 @@ class NUTSHead(DrawnHead):
         Bulk effective sample size of each parameter, over all chains.
     n_divergences_ : int
         Trajectories that left the posterior numerically.
-    weight_draws_ : ndarray of shape (n_chains * n_draws, n_features + 1, n_classes)
+    weight_draws_ : ndarray of shape (n_chains * n_draws / thinning, n_features + 1, n_classes)
         Weights of the standardised features, intercept last, chain by chain.
     mean_, scale_ : ndarray of shape (n_features,)
         Standardisation of the embeddings.
@@ -103,7 +105,7 @@ class NUTSHead(DrawnHead):
     >>> rng = np.random.default_rng(0)
     >>> y = np.repeat(["mel", "nv"], 50)
     >>> E = rng.normal(size=(100, 3)) + (y == "mel")[:, None]
-    >>> head = NUTSHead(n_chains=2, n_draws=200, n_warmup=50).fit(E, y)
+    >>> head = NUTSHead(n_chains=2, n_draws=500, n_warmup=50).fit(E, y)
     >>> head.predict([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     array(['mel', 'nv'], dtype='<U3')
     >>> bool(head.r_hat_.max() < 1.05), head.n_divergences_
@@ -118,6 +120,7 @@ class NUTSHead(DrawnHead):
         "n_chains": [Interval(Integral, 1, None, closed="left")],
         "n_draws": [Interval(Integral, 4, None, closed="left")],
         "n_warmup": [Interval(Integral, 1, None, closed="left")],
+        "thinning": [Interval(Integral, 1, None, closed="left")],
         "max_tree_depth": [Interval(Integral, 1, None, closed="left")],
         "target_accept": [Interval(Real, 0, 1, closed="neither")],
         "on_bad_chains": [StrOptions({"warn", "refuse"})],
@@ -132,8 +135,9 @@ class NUTSHead(DrawnHead):
         prior_precision: float | str = "evidence",
         *,
         n_chains: int = 4,
-        n_draws: int = 250,
+        n_draws: int = 1000,
         n_warmup: int = 150,
+        thinning: int = 4,
         max_tree_depth: int = 10,
         target_accept: float = 0.8,
         on_bad_chains: str = "warn",
@@ -149,6 +153,7 @@ class NUTSHead(DrawnHead):
         self.n_chains = n_chains
         self.n_draws = n_draws
         self.n_warmup = n_warmup
+        self.thinning = thinning
         self.max_tree_depth = max_tree_depth
         self.target_accept = target_accept
         self.on_bad_chains = on_bad_chains
@@ -223,7 +228,7 @@ class NUTSHead(DrawnHead):
         draws = np.stack(chains)
         self.r_hat_, self.ess_ = r_hat(draws), bulk_ess(draws)
         self._check_chains()
-        parameters = draws.reshape(-1, *draws.shape[2:])
+        parameters = draws[:, :: self.thinning].reshape(-1, *draws.shape[2:])
         (d, r), J = start.components.shape, draws.shape[3]
         unseen = np.zeros(0)
         if r < d:

@@ -275,6 +275,11 @@ class VariationalHead(DrawnHead):
     def _fit_horseshoe(self, training: Training, information: float) -> None:
         from . import _pyro
 
+        if self.guide == "radial":
+            raise ParameterError(
+                "guide='radial' with the horseshoe: its radius varies too much for the logarithms of scales. Fix: "
+                "guide='mean_field', 'low_rank' or 'full', or prior='normal'."
+            )
         X, codes, weights, _ = training
         (n, d), J = X.shape, len(self.classes_) - 1
         relevant = min(max(d / 10, 1), d / 2) if self.n_relevant is None else self.n_relevant
@@ -413,7 +418,7 @@ class VariationalHead(DrawnHead):
 
 
 def _even_normals(n: int, dimension: int, seed: int) -> np.ndarray:
-    """Standard normals (n, dimension) that cover space evenly: scrambled Sobol points, as far as those have dimensions."""
+    """Standard normals (n, dimension) that cover space evenly: scrambled Sobol points, up to their last dimension."""
     n_even = min(dimension, qmc.Sobol.MAXDIM)
     sobol = qmc.Sobol(n_even, seed=seed).random_base2(int(np.ceil(np.log2(n))))[:n]
     rest = np.random.RandomState(seed).standard_normal((n, dimension - n_even))
