@@ -5,18 +5,19 @@ from typing import Any
 from ..errors import ParameterError
 from ._base import BayesianHead
 from .laplace import LaplaceHead
+from .linearized import LinearizedLaplaceHead
 
-__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "make_head"]
+__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "LinearizedLaplaceHead", "make_head"]
 
-HEADS: dict[str, type[LaplaceHead]] = {"laplace": LaplaceHead}
+HEADS: dict[str, type[BayesianHead]] = {"laplace": LaplaceHead, "linearized_laplace": LinearizedLaplaceHead}
 
 
-def make_head(name: str, **parameters: Any) -> LaplaceHead:
+def make_head(name: str, **parameters: Any) -> BayesianHead:
     """A head by its name.
 
     Parameters
     ----------
-    name : {"laplace"}
+    name : {"laplace", "linearized_laplace"}
     **parameters
         Go to the constructor.
 
