@@ -5,6 +5,7 @@ from typing import Any
 from ..errors import ParameterError
 from ._base import BayesianHead
 from .laplace import LaplaceHead
+from .linearized import LinearizedLaplaceHead
 from .nuts import NUTSHead
 from .scaling import TemperatureScaling, VectorScaling
 from .variational import VariationalHead
@@ -14,6 +15,7 @@ __all__ = [
     "HEADS",
     "BayesianHead",
     "LaplaceHead",
+    "LinearizedLaplaceHead",
     "NUTSHead",
     "TemperatureScaling",
     "VariationalHead",
@@ -22,7 +24,12 @@ __all__ = [
     "make_head",
 ]
 
-HEADS: dict[str, type[BayesianHead]] = {"laplace": LaplaceHead, "nuts": NUTSHead, "variational": VariationalHead}
+HEADS: dict[str, type[BayesianHead]] = {
+    "laplace": LaplaceHead,
+    "linearized_laplace": LinearizedLaplaceHead,
+    "nuts": NUTSHead,
+    "variational": VariationalHead,
+}
 
 
 def make_head(name: str, **parameters: Any) -> BayesianHead:
@@ -30,7 +37,7 @@ def make_head(name: str, **parameters: Any) -> BayesianHead:
 
     Parameters
     ----------
-    name : {"laplace", "nuts", "variational"}
+    name : {"laplace", "linearized_laplace", "nuts", "variational"}
     **parameters
         Go to the constructor.
 

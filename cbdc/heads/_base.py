@@ -103,10 +103,14 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         if groups is not None:
             weights = weights / np.bincount(units)[units]
         weights = weights * self._class_factors(codes, weights)[codes]
-        self.mean_, self.scale_ = _moments(rows, weights, each=self.standardize)
+        self.mean_, self.scale_ = self._scale(rows, weights)
         self.dtype_ = rows.dtype.str
         self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
         return Training(((rows - self.mean_) / self.scale_).astype(rows.dtype), codes, weights, units)
+
+    def _scale(self, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is taken from each feature, and by what it then is divided."""
+        return _moments(rows, weights, each=self.standardize)
 
     def _class_factors(self, codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Factor of the weights of each class's rows, (n_classes,)."""
