@@ -264,7 +264,7 @@ class VariationalHead(DrawnHead):
         from . import _pyro
 
         start = laplace_start(laplace, training)
-        self.prior_precision_ = laplace.prior_precision_
+        self.prior_precision_ = float(laplace.prior_precision_)
         self.components_, self.directions_ = start.components, start.directions
         whitening = start.whitening(joint=self.guide == "full")
         factor = start.widest(self.rank) if self.guide == "low_rank" else None
