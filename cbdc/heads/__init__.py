@@ -4,19 +4,42 @@ from typing import Any
 
 from ..errors import ParameterError
 from ._base import BayesianHead
+from .dirichlet import DirichletHead
+from .dropout import DropoutHead
+from .ensemble import EnsembleHead
+from .gp import RandomFeatureGPHead
 from .laplace import LaplaceHead
+from .swag import SWAGHead
 
-__all__ = ["HEADS", "BayesianHead", "LaplaceHead", "make_head"]
+__all__ = [
+    "HEADS",
+    "BayesianHead",
+    "DirichletHead",
+    "DropoutHead",
+    "EnsembleHead",
+    "LaplaceHead",
+    "RandomFeatureGPHead",
+    "SWAGHead",
+    "make_head",
+]
 
-HEADS: dict[str, type[LaplaceHead]] = {"laplace": LaplaceHead}
+HEADS: dict[str, type[BayesianHead]] = {
+    "dirichlet": DirichletHead,
+    "dropout": DropoutHead,
+    "ensemble": EnsembleHead,
+    "gp": RandomFeatureGPHead,
+    "laplace": LaplaceHead,
+    "swag": SWAGHead,
+}
 
 
-def make_head(name: str, **parameters: Any) -> LaplaceHead:
+def make_head(name: str, **parameters: Any) -> BayesianHead:
     """A head by its name.
 
     Parameters
     ----------
-    name : {"laplace"}
+    name : str
+        One of `HEADS`.
     **parameters
         Go to the constructor.
 
