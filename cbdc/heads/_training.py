@@ -51,6 +51,7 @@ def find_start(training: Training, prior_precision: float | str) -> Mode:
     energy = np.array([weights @ column.astype(float) ** 2 for column in Z.T])
     problem = SoftmaxProblem(Z, codes, weights, energy, len(laplace.classes_))
     prior = _prior(laplace.prior_precision_, Z.shape[1])
+    assert isinstance(laplace.posterior_, KroneckerPosterior)
     return Mode(problem, laplace.components_, laplace.mode_, laplace.prior_precision_, prior, laplace.posterior_)
 
 

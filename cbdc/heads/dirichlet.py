@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from math import lgamma
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -168,14 +169,13 @@ class DirichletHead(BayesianHead):
 
         device = torch_device(self.device)
         start = find_start(training, self.prior_precision)
-        prior = np.broadcast_to(start.prior, (len(start.prior), len(self.classes_)))
-        scale = 1 / np.sqrt(start.problem.energy[:, None] / len(self.classes_) ** 2 + prior)  # about the posterior's
-        Z = torch.as_tensor(start.problem.Z, device=device)
-        codes, weights, prior, scale = (
-            torch.as_tensor(np.ascontiguousarray(a), device=device)
-            for a in (training.codes, training.weights, prior, scale)
+        Z, codes, weights, prior, energy = (
+            torch.as_tensor(array, device=device)
+            for array in (start.problem.Z, training.codes, training.weights, start.prior, start.problem.energy)
         )
-        scaled = torch.zeros_like(scale, requires_grad=True)
+        n_classes = len(self.classes_)
+        scale = 1 / torch.sqrt(energy[:, None] / n_classes**2 + prior)  # about the posterior's standard deviations
+        scaled = torch.zeros(len(scale), n_classes, dtype=scale.dtype, device=device, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [scaled],
             max_iter=self.max_iter,
@@ -197,8 +197,10 @@ class DirichletHead(BayesianHead):
 
         optimizer.step(objective)
         self.n_iter_ = int(optimizer.state[scaled]["n_iter"])
+        objective()
+        assert scaled.grad is not None
         largest = float(scaled.grad.abs().max())
-        if largest > self.tol and self.n_iter_ >= self.max_iter:
+        if largest > self.tol:
             warnings.warn(
                 f"DirichletHead: the loss was not minimised in max_iter={self.max_iter} steps: its largest gradient is "
                 f"{largest:.2g}, tol={self.tol:.2g}. Fix: raise max_iter or tol, or a larger prior_precision.",
@@ -310,9 +312,7 @@ def evidential_loss(log_evidence: "torch.Tensor", codes: "torch.Tensor", kl_weig
         return loss
     misleading = alpha.scatter(1, codes[:, None], 1.0)
     total, n_classes = misleading.sum(dim=1), alpha.shape[1]
-    divergence = (
-        torch.lgamma(total) - torch.lgamma(torch.as_tensor(float(n_classes))) - torch.lgamma(misleading).sum(dim=1)
-    )
+    divergence = torch.lgamma(total) - lgamma(n_classes) - torch.lgamma(misleading).sum(dim=1)
     slope = torch.digamma(misleading) - torch.digamma(total)[:, None]
     return loss + kl_weight * (divergence + ((misleading - 1) * slope).sum(dim=1))
 

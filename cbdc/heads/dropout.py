@@ -202,8 +202,8 @@ class DropoutHead(BayesianHead):
             loss.backward()
             optimizer.step()
             schedule.step()
-        W, b, V, c = (layer.detach().cpu().numpy() for layer in layers)
-        return np.vstack([W, b]), np.vstack([V, c])
+        found = [layer.detach().cpu().numpy() for layer in layers]
+        return np.vstack(found[:2]), np.vstack(found[2:])
 
     def _draw_masks(self, n_draws: int, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
         kept = 1 - self.dropout

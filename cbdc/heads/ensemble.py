@@ -10,8 +10,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._base import BayesianHead
 from ._draws import DrawnHead
-from ._softmax import contrasts, find_mode
-from ._training import find_start
+from ._softmax import SoftmaxProblem, contrasts, find_mode
+from ._training import Mode, find_start
 
 __all__ = ["EnsembleHead"]
 
@@ -154,26 +154,30 @@ class EnsembleHead(DrawnHead):
         members = []
         self.n_iter_ = 0
         for _ in range(self.n_members):
-            problem = replace(start.problem, weights=training.weights * (rng.gamma(counts) / counts)[units])
-            anchor = rng.standard_normal((self.n_features_in_ + 1, problem.n_classes - 1))
-            anchor[:-1] /= np.sqrt(start.prior[0])
-            anchor[-1] /= np.sqrt(start.prior[-1])
-            along = np.vstack([start.axes.T.astype(float) @ anchor[:-1], anchor[-1:]])
-            offset = problem.logits(along)
-            shift, _, _, n_iter = find_mode(
-                problem,
-                start.prior,
-                start.parameters - along,
-                max_iter=self.max_iter,
-                tol=self.tol,
-                log_likelihood=lambda logits, problem=problem, offset=offset: problem.log_likelihood(logits + offset),
-            )
+            weights = training.weights * (rng.gamma(counts) / counts)[units]
+            member, n_iter = self._member(start, replace(start.problem, weights=weights), rng)
+            members.append(member)
             self.n_iter_ += n_iter
-            anchor[:-1] += (
-                start.axes.astype(float) @ shift[:-1]
-            )  # outside the axes a member keeps its draw of the prior
-            anchor[-1] += shift[-1]
-            members.append(anchor @ contrasts(problem.n_classes).T)
         self.prior_precision_ = start.prior_precision
         self.weight_draws_ = np.array(members, dtype=training.X.dtype)
         return self
+
+    def _member(self, start: Mode, problem: SoftmaxProblem, rng: np.random.RandomState) -> tuple[np.ndarray, int]:
+        """Weights (n_features + 1, n_classes) at the mode of the problem with the prior around a draw of it."""
+        weights = rng.standard_normal((self.n_features_in_ + 1, problem.n_classes - 1))
+        weights[:-1] /= np.sqrt(start.prior[0])
+        weights[-1] /= np.sqrt(start.prior[-1])
+        axes = start.axes.astype(float)
+        along = np.vstack([axes.T @ weights[:-1], weights[-1:]])
+        offset = problem.logits(along)
+        shift, _, _, n_iter = find_mode(
+            problem,
+            start.prior,
+            start.parameters - along,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            log_likelihood=lambda logits: problem.log_likelihood(logits + offset),
+        )
+        weights[:-1] += axes @ shift[:-1]  # outside the axes it keeps its draw of the prior
+        weights[-1] += shift[-1]
+        return weights @ contrasts(problem.n_classes).T, n_iter

@@ -144,6 +144,9 @@ class RandomFeatureGPHead(BayesianHead):
         "tol": [Interval(Real, 0, None, closed="neither")],
     }
 
+    anchors_: np.ndarray
+    projection_: np.ndarray
+
     def __init__(
         self,
         n_features: int = 1024,
