@@ -4,19 +4,29 @@ from typing import Any
 
 from ..errors import ParameterError
 from ._base import BayesianHead
+from .dirichlet import DirichletHead
+from .dropout import DropoutHead
+from .ensemble import EnsembleHead
+from .gp import RandomFeatureGPHead
 from .laplace import LaplaceHead
 from .linearized import LinearizedLaplaceHead
 from .nuts import NUTSHead
 from .scaling import TemperatureScaling, VectorScaling
+from .swag import SWAGHead
 from .variational import VariationalHead
 from .venn_abers import VennAbersCalibrator
 
 __all__ = [
     "HEADS",
     "BayesianHead",
+    "DirichletHead",
+    "DropoutHead",
+    "EnsembleHead",
     "LaplaceHead",
     "LinearizedLaplaceHead",
     "NUTSHead",
+    "RandomFeatureGPHead",
+    "SWAGHead",
     "TemperatureScaling",
     "VariationalHead",
     "VectorScaling",
@@ -25,9 +35,14 @@ __all__ = [
 ]
 
 HEADS: dict[str, type[BayesianHead]] = {
+    "dirichlet": DirichletHead,
+    "dropout": DropoutHead,
+    "ensemble": EnsembleHead,
+    "gp": RandomFeatureGPHead,
     "laplace": LaplaceHead,
     "linearized_laplace": LinearizedLaplaceHead,
     "nuts": NUTSHead,
+    "swag": SWAGHead,
     "variational": VariationalHead,
 }
 
@@ -37,7 +52,8 @@ def make_head(name: str, **parameters: Any) -> BayesianHead:
 
     Parameters
     ----------
-    name : {"laplace", "linearized_laplace", "nuts", "variational"}
+    name : str
+        One of `HEADS`.
     **parameters
         Go to the constructor.
 

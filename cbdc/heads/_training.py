@@ -1,0 +1,79 @@
+"""What the heads that are trained in steps share: where they start, their batches, their device."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..errors import ParameterError
+from ._base import Training
+from ._gaussian import KroneckerPosterior
+from ._softmax import SoftmaxProblem
+from .laplace import LaplaceHead, _prior
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Mode", "choose_batches", "find_start", "torch_device"]
+
+
+class Mode(NamedTuple):
+    """Softmax regression at the mode of its posterior.
+
+    Attributes
+    ----------
+    problem : SoftmaxProblem
+        Along the principal axes of the training data.
+    axes : ndarray of shape (n_features, r)
+    parameters : ndarray of shape (r + 1, n_classes - 1)
+        In contrasts, intercept last.
+    prior_precision : float
+        Of the weights; it maximises the evidence unless it was given.
+    prior : ndarray of shape (r + 1, 1)
+        The same for each row of parameters.
+    posterior : KroneckerPosterior
+        Curvature there.
+    """
+
+    problem: SoftmaxProblem
+    axes: np.ndarray
+    parameters: np.ndarray
+    prior_precision: float
+    prior: np.ndarray
+    posterior: KroneckerPosterior
+
+
+def find_start(training: Training, prior_precision: float | str) -> Mode:
+    """Mode of the regression on all training data."""
+    X, codes, weights, _ = training
+    laplace = LaplaceHead(prior_precision, covariance="kronecker", mean_correction=False)
+    laplace.fit(X, codes, sample_weight=weights)
+    Z = np.column_stack([X @ laplace.components_, np.ones(len(X), dtype=X.dtype)])
+    energy = np.array([weights @ column.astype(float) ** 2 for column in Z.T])
+    problem = SoftmaxProblem(Z, codes, weights, energy, len(laplace.classes_))
+    prior = _prior(laplace.prior_precision_, Z.shape[1])
+    assert isinstance(laplace.posterior_, KroneckerPosterior)
+    return Mode(problem, laplace.components_, laplace.mode_, laplace.prior_precision_, prior, laplace.posterior_)
+
+
+def choose_batches(rng: np.random.RandomState, weights: np.ndarray, n_batches: int, size: int) -> np.ndarray:
+    """Rows of each batch, (n_batches, size), drawn with replacement, each as often as its weight says."""
+    cumulated = np.cumsum(weights)
+    return np.searchsorted(cumulated / cumulated[-1], rng.random_sample((n_batches, size)), side="right")
+
+
+def torch_device(name: str | None) -> "torch.device":
+    """The device of that name; None takes the first GPU where there is one.
+
+    Raises
+    ------
+    ParameterError
+        If this machine has no such device.
+    """
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without CUDA
+        raise ParameterError(f"device={name!r}: torch finds no such device here. Fix: device=None or 'cpu'.") from error
