@@ -7,8 +7,8 @@ import numpy as np
 from ..errors import ParameterError
 from ._base import Training
 from ._gaussian import KroneckerPosterior
-from ._softmax import SoftmaxProblem
-from .laplace import LaplaceHead, _prior
+from ._softmax import Prior, SoftmaxProblem
+from .laplace import LaplaceHead
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +28,27 @@ class Mode(NamedTuple):
         In contrasts, intercept last.
     prior_precision : float
         Of the weights; it maximises the evidence unless it was given.
-    prior : ndarray of shape (r + 1, 1)
-        The same for each row of parameters.
-    posterior : KroneckerPosterior
-        Curvature there.
+    class_axes : ndarray of shape (n_classes - 1, n_classes - 1)
+        Orthonormal eigenvectors of the classes' curvature, in contrasts.
+    curvature : ndarray of shape (r + 1, n_classes - 1)
+        Diagonal of the Hessian, prior included, along the axes of the features and of the classes.
     """
 
     problem: SoftmaxProblem
     axes: np.ndarray
     parameters: np.ndarray
     prior_precision: float
-    prior: np.ndarray
-    posterior: KroneckerPosterior
+    class_axes: np.ndarray
+    curvature: np.ndarray
+
+    @property
+    def prior(self) -> Prior:
+        return Prior(np.full(self.problem.n_classes, self.prior_precision))
+
+    @property
+    def row_precision(self) -> np.ndarray:
+        """Prior precision of each row of parameters, (r + 1, 1)."""
+        return _row_precision(self.prior, len(self.parameters))
 
 
 def find_start(training: Training, prior_precision: float | str) -> Mode:
@@ -50,9 +59,16 @@ def find_start(training: Training, prior_precision: float | str) -> Mode:
     Z = np.column_stack([X @ laplace.components_, np.ones(len(X), dtype=X.dtype)])
     energy = np.array([weights @ column.astype(float) ** 2 for column in Z.T])
     problem = SoftmaxProblem(Z, codes, weights, energy, len(laplace.classes_))
-    prior = _prior(laplace.prior_precision_, Z.shape[1])
-    assert isinstance(laplace.posterior_, KroneckerPosterior)
-    return Mode(problem, laplace.components_, laplace.mode_, laplace.prior_precision_, prior, laplace.posterior_)
+    precision, posterior = float(laplace.prior_precision_), laplace.posterior_
+    assert isinstance(posterior, KroneckerPosterior)
+    rows = _row_precision(Prior(np.full(problem.n_classes, precision)), len(energy))
+    # the posterior's axes and precisions are in units of the prior's, which is the same for all classes
+    axes = posterior.class_axes[0] * np.sqrt(precision)
+    return Mode(problem, laplace.components_, laplace.mode_, precision, axes, rows * posterior.posterior_precision)
+
+
+def _row_precision(prior: Prior, n_rows: int) -> np.ndarray:
+    return np.append(np.full(n_rows - 1, prior.class_precision[0]), prior.intercept_precision)[:, None]
 
 
 def choose_batches(rng: np.random.RandomState, weights: np.ndarray, n_batches: int, size: int) -> np.ndarray:

@@ -171,7 +171,7 @@ class DirichletHead(BayesianHead):
         start = find_start(training, self.prior_precision)
         Z, codes, weights, prior, energy = (
             torch.as_tensor(array, device=device)
-            for array in (start.problem.Z, training.codes, training.weights, start.prior, start.problem.energy)
+            for array in (start.problem.Z, training.codes, training.weights, start.row_precision, start.problem.energy)
         )
         n_classes = len(self.classes_)
         scale = 1 / torch.sqrt(energy[:, None] / n_classes**2 + prior)  # about the posterior's standard deviations

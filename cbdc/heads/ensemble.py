@@ -165,8 +165,8 @@ class EnsembleHead(DrawnHead):
     def _member(self, start: Mode, problem: SoftmaxProblem, rng: np.random.RandomState) -> tuple[np.ndarray, int]:
         """Weights (n_features + 1, n_classes) at the mode of the problem with the prior around a draw of it."""
         weights = rng.standard_normal((self.n_features_in_ + 1, problem.n_classes - 1))
-        weights[:-1] /= np.sqrt(start.prior[0])
-        weights[-1] /= np.sqrt(start.prior[-1])
+        weights[:-1] /= np.sqrt(start.row_precision[0])
+        weights[-1] /= np.sqrt(start.row_precision[-1])
         axes = start.axes.astype(float)
         along = np.vstack([axes.T @ weights[:-1], weights[-1:]])
         offset = problem.logits(along)

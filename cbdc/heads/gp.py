@@ -15,8 +15,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._base import BayesianHead, padded_blocks
 from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
-from ._softmax import SoftmaxProblem, contrasts, find_mode
-from .laplace import _normal_points
+from ._predictive import normal_points
+from ._softmax import Prior, SoftmaxProblem, contrasts, find_mode
 
 __all__ = ["RandomFeatureGPHead"]
 
@@ -212,7 +212,7 @@ class RandomFeatureGPHead(BayesianHead):
         self.projection_ = self.projection_ @ axes
         Z = features @ axes
         self._fit_posterior(SoftmaxProblem(Z, codes, weights, energy, len(self.classes_)))
-        self.normal_points_ = _normal_points(self.n_draws, len(self.classes_) - 1, self.seed_)
+        self.normal_points_ = normal_points(self.n_draws, len(self.classes_) - 1, self.seed_)
         return self
 
     def _draw_features(self, X: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
@@ -245,7 +245,7 @@ class RandomFeatureGPHead(BayesianHead):
 
         def negative_evidence(log_precision: float) -> float:
             """Also moves `mode_` and `posterior_` there; the next search starts from them."""
-            prior = np.full((p, 1), np.exp(log_precision))
+            prior = _prior(float(np.exp(log_precision)), J + 1)
             self.mode_, proba, log_posterior, n_iter = find_mode(
                 problem, prior, self.mode_, max_iter=self.max_iter, tol=self.tol
             )
@@ -263,15 +263,19 @@ class RandomFeatureGPHead(BayesianHead):
 
     def _corrected_mean(self, problem: SoftmaxProblem) -> np.ndarray:
         """Mean that maximises the variational bound, the covariance being Laplace's."""
-        points = _normal_points(_CORRECTION_POINTS, problem.n_classes - 1, seed=0)
+        points = normal_points(_CORRECTION_POINTS, problem.n_classes - 1, seed=0)
         points -= points.mean(axis=0)
+
+        def logit_factor(rows: slice) -> np.ndarray:
+            return self.posterior_.logit_factor(problem.Z[rows])
+
         mean, _, _, n_iter = find_mode(
             problem,
-            np.full((len(self.mode_), 1), self.prior_precision_),
+            _prior(self.prior_precision_, problem.n_classes),
             self.mode_,
             max_iter=self.max_iter,
             tol=self.tol,
-            log_likelihood=lambda logits: problem.expected_log_likelihood(logits, self.posterior_.logit_factor, points),
+            log_likelihood=lambda logits: problem.expected_log_likelihood(logits, logit_factor, points),
         )
         self.n_iter_ += n_iter
         return mean
@@ -316,7 +320,7 @@ class RandomFeatureGPHead(BayesianHead):
         B = contrasts(len(self.classes_))
         for block, n_rows in padded_blocks(X):
             Z = self._features(block)
-            factor = self.posterior_.logit_factor(Z, self._missed(Z))
+            factor = self.posterior_.logit_factor(Z, self._missed(Z)[:, None, None] * np.eye(B.shape[1]))
             mean = Z @ self.posterior_mean_ @ B.T
             draws = mean[:n_rows, None] + self.normal_points_ @ factor[:n_rows].transpose(0, 2, 1)
             yield log_softmax(draws, axis=2)
@@ -338,6 +342,11 @@ def _kernel(A: np.ndarray, B: np.ndarray, length_scale: float) -> np.ndarray:
     """exp(-|a - b|^2 / (2 l^2)) of all pairs of rows, in their precision."""
     squares = np.sum(A**2, axis=1)[:, None] + np.sum(B**2, axis=1) - 2 * A @ B.T
     return np.exp(np.maximum(squares, 0) / (-2 * length_scale**2))
+
+
+def _prior(precision: float, n_classes: int) -> Prior:
+    """Of the features' weights; there is no intercept, and the last row is a feature's too."""
+    return Prior(np.full(n_classes, precision), intercept_precision=precision)
 
 
 def _median_distance(X: np.ndarray, rng: np.random.RandomState) -> float:

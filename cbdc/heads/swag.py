@@ -161,18 +161,18 @@ class SWAGHead(DrawnHead):
         size = max(1, min(self.batch_size, int(total / _FEWEST_BATCHES)))
         epoch = max(1, round(total / size))
         self.step_size_ = min(float(2 / (1 + total / size)), _LONGEST_STEP)
-        directions = (contrasts(start.problem.n_classes) @ start.posterior.class_axes).astype(Z.dtype)
+        directions = (contrasts(start.problem.n_classes) @ start.class_axes).astype(Z.dtype)
         one_hot = np.eye(start.problem.n_classes, dtype=Z.dtype)
 
         def step(parameters: np.ndarray, rows: np.ndarray) -> np.ndarray:
             z = Z[rows]
             proba = softmax(z @ parameters.astype(Z.dtype) @ directions.T, axis=1)
             slope = z.T @ ((proba - one_hot[training.codes[rows]]) @ directions)
-            gradient = total / size * slope.astype(float) + start.prior * parameters
-            return self.step_size_ * gradient / start.posterior.posterior_precision
+            gradient = total / size * slope.astype(float) + start.row_precision * parameters
+            return self.step_size_ * gradient / start.curvature
 
         epochs = (choose_batches(rng, training.weights, epoch, size) for _ in range(_BURN_IN + self.n_iterates))
-        iterates = sgd_iterates(step, start.parameters @ start.posterior.class_axes, epochs)[_BURN_IN:]
+        iterates = sgd_iterates(step, start.parameters @ start.class_axes, epochs)[_BURN_IN:]
         draws = swag_draws(iterates, self.max_rank, self.n_draws, rng)
         weights = np.concatenate([start.axes.astype(float) @ draws[:, :-1], draws[:, -1:]], axis=1)
         self.weight_draws_ = (weights @ directions.T.astype(float)).astype(Z.dtype)
