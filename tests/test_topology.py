@@ -202,7 +202,7 @@ def test_a_batch_is_laid_out_as_giotto_does():
 def test_bottleneck_distance_equals_the_reference(n_cases):
     def test(a, b):
         found = t.bottleneck_distance(with_dimension(a, 1), with_dimension(b, 1), 1)
-        assert found == pytest.approx(reference.bottleneck(a, b), rel=1e-9)
+        assert found == pytest.approx(reference.bottleneck(a, b), rel=1e-12)
         assert found == t.bottleneck_distance(with_dimension(b, 1), with_dimension(a, 1), 1)
 
     run(n_cases, test, a=strategies.diagrams(), b=strategies.diagrams())

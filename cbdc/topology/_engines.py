@@ -23,8 +23,8 @@ def choose_engine(engine: str) -> str:
 def run_engine(engine: str, D: np.ndarray, max_dimension: int, max_edge_length: float, n_jobs: int) -> list[np.ndarray]:
     """Births and deaths (m, 2) of the classes of each dimension from 0 to `max_dimension`.
 
-    Coefficients are integers modulo 2. Edges are never collapsed beforehand: on embeddings that takes 17 to 60 times as
-    long as it saves.
+    Coefficients are integers modulo 2. Edges are never collapsed beforehand: on embeddings, of many dimensions, that
+    takes far longer than it saves.
     """
     if engine == "giotto":
         gph = require("gph", "giotto")
