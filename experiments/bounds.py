@@ -53,7 +53,7 @@ def main() -> None:
         parser.error("--root is needed (or --quick)")
     simulation = Simulation(arguments.features)
     simulated = {str(n): [simulation.draw(n, seed) for seed in range(arguments.seeds)] for n in SIZES}
-    failed = sum(simulation.draw(500, 10_000 + seed)["violated"] for seed in range(arguments.draws))
+    failed = sum(simulation.draw(200, 10_000 + seed)["violated"] for seed in range(arguments.draws))
     embedded, _ = ham10000(None if arguments.quick else arguments.root, arguments.cache)
     results = {
         "simulated": {n: _means(rows) for n, rows in simulated.items()},
@@ -185,7 +185,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         lines.append(f"| {int(n):,} | " + " | ".join(_range(row[c]) for c in columns) + " |")
     failed, draws = results["violations"]["failed"], results["violations"]["draws"]
     high = stats.beta.ppf(0.975, failed + 1, draws - failed)
-    lines += ["", f"Violated in {failed} of {draws} draws of 500 cases (95% interval up to {high:.3f}; allowed 0.05)."]
+    lines += ["", f"Violated in {failed} of {draws} draws of 200 cases (95% interval up to {high:.3f}; allowed 0.05)."]
     lines += ["", "| HAM10000, Laplace head | mean (least-largest) |", "|---|---|"]
     lines += [f"| {key} | {_range(row)} |" for key, row in results["ham10000"].items()]
     return {"docs/bounds.md": "\n".join(lines)}
