@@ -1,4 +1,4 @@
-"""Oracle for two classes: Gibbs sampling of logistic regression by Polya-Gamma augmentation. Imports numpy only.
+"""Oracle for two classes: Gibbs sampling of Bayesian logistic regression, Polya-Gamma augmented. Imports numpy only.
 
 Polson, Scott, Windle, *Bayesian inference for logistic models using Polya-Gamma latent variables*, arXiv:1205.0310.
 """

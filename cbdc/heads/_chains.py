@@ -92,8 +92,9 @@ def _r_hat(scores: np.ndarray) -> np.ndarray:
     n = scores.shape[1]
     within = scores.var(axis=1, ddof=1).mean(axis=0)
     between = n * scores.mean(axis=1).var(axis=0, ddof=1)
+    stuck = np.where(between > 0, np.inf, 1.0)  # chains that never moved: apart, or all at one place
     ratio = np.divide(between, within, out=np.ones_like(within), where=within > 0)
-    return np.where(within + between > 0, np.sqrt((n - 1) / n + ratio / n), 1.0)
+    return np.where(within > 0, np.sqrt((n - 1) / n + ratio / n), stuck)
 
 
 def _ess(scores: np.ndarray) -> np.ndarray:

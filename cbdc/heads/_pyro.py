@@ -21,7 +21,7 @@ from ._whitening import INTERCEPT_PRECISION, Whitening
 __all__ = ["Guide", "HorseshoeModel", "NormalModel", "Regression", "isolated", "maximise_elbo", "sample_chain"]
 
 _ROUND = 200  # steps of the first round of the optimiser
-_ELBO_DRAWS = 64
+_ELBO_DRAWS = 128
 
 _turn = threading.Lock()
 
@@ -356,9 +356,11 @@ def maximise_elbo(
                     rows = torch.randperm(n, device=model.regression.device)[:batch_size]
                 optimiser.zero_grad()
                 loss = elbo.differentiable_loss(model, guide, rows)
+                history[step] = -loss.item()
+                if not np.isfinite(history[step]):
+                    return Ascent(history[: step + 1].copy(), float("nan"), float("nan"), False)
                 loss.backward()
                 optimiser.step()
-                history[step] = -loss.item()
                 for total, parameter in zip(sums, parameters, strict=True):
                     total += parameter.detach()
                 bar.update()

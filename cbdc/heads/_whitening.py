@@ -134,7 +134,7 @@ def laplace_start(laplace: LaplaceHead, training: Training) -> LaplaceStart:
     energy = weights @ (X @ laplace.components_) ** 2
     seen = energy > _UNSEEN * energy.max(initial=0.0)
     sign = _signs(laplace.components_[:, seen])
-    components = laplace.components_[:, seen] * sign
+    components = np.ascontiguousarray(laplace.components_[:, seen] * sign)
     rows, sign = np.append(seen, True), np.append(sign, 1.0)[:, None]
     mode, mean = laplace.mode_[rows] * sign, laplace.posterior_mean_[rows] * sign
 

@@ -328,8 +328,8 @@ class VariationalHead(DrawnHead):
         )
         if not np.isfinite(ascent.elbo):
             raise ConvergenceError(
-                f"the evidence lower bound became {ascent.elbo} after {len(ascent.history)} steps. Fix: a smaller "
-                f"learning_rate, got {self.learning_rate}."
+                f"the evidence lower bound became {ascent.history[-1]} after {len(ascent.history)} steps. Fix: a "
+                f"smaller learning_rate, got {self.learning_rate}."
             )
         if not ascent.converged:
             warnings.warn(
