@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GridSearchCV, GroupShuffleSplit, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -112,7 +113,7 @@ def ood(model: Any, inside: np.ndarray, outside: np.ndarray) -> dict[str, float]
 
     def told_by(measure: Callable[[np.ndarray], np.ndarray]) -> float:
         value = np.concatenate([measure(inside), measure(outside)])
-        return m.auroc(np.stack([-value, value], axis=1), is_outside)
+        return float(roc_auc_score(is_outside, value))
 
     def entropy(E: np.ndarray) -> np.ndarray:
         proba = model.predict_proba(E)
