@@ -821,7 +821,7 @@ def test_bad_parameters_are_refused(make, parameters):
         some_variational(class_weight={"mel": 2.0}, batch_size=20),
         some_nuts(random_state=np.random.RandomState(0)),
     ],
-    ids=str,
+    ids=[*GUIDES, "horseshoe", "class weights", "nuts"],
 )
 @pytest.mark.parametrize("d", [4, 100])
 def test_state_round_trip(head, d):
