@@ -311,8 +311,8 @@ def test_what_a_domain_classifier_says_is_checked(wrong, message):
         def predict_proba(self, X):
             return super().predict_proba(X) * wrong
 
-    (X, y), (T, _) = (two_normals(np.random.default_rng(i), 60, 0) for i in range(2))
-    clf = CovariateShiftConformalClassifier(LogisticRegression(), domain_classifier=Domain()).fit(X, y)
+    fitted, (X, y), (T, _) = (two_normals(np.random.default_rng(i), 60, 0) for i in range(3))
+    clf = CovariateShiftConformalClassifier(LogisticRegression(), domain_classifier=Domain()).fit(*fitted)
     with pytest.raises(ValueError, match=message):
         clf.conformalize(X, y, target=T)
 

@@ -66,7 +66,7 @@ class Regression:
         self.Z = torch.as_tensor(problem.Z, device=device)
         self.codes = torch.as_tensor(problem.codes, device=device)
         self.weights = torch.as_tensor(problem.weights, device=device)
-        self.directions = torch.as_tensor(directions, device=device).to(self.Z.dtype)
+        self.directions = torch.tensor(directions, device=device).to(self.Z.dtype)  # a copy: it may be read-only
         self.device = device
 
     def __len__(self) -> int:
