@@ -340,7 +340,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     clf = _model(arguments)
     dataset = _unseen(clf, _load(arguments))
     missing_group = getattr(clf, "notes_", {}).get("missing_group")
-    if missing_group is not None and clf.group_by in dataset.frame:
+    if missing_group is not None and clf.group_by is not None and clf.group_by in dataset.frame:
         _name_missing_groups(dataset, clf.group_by, missing_group)
     evaluation = evaluate(clf, dataset, confidence_level=arguments.confidence_level)
     page = write_report(evaluation, _folder(arguments.out))
