@@ -88,7 +88,8 @@ def figures(parts: list, classes: np.ndarray) -> list[dict[str, Any]]:
             warnings.simplefilter("ignore", CalibrationSizeWarning)
             if "cluster" in options.values() or "rank_calibrated" in options:
                 clf.tune(tuning[0], tuning[1])
-            clf.conformalize(calibration[0], calibration[1], groups=calibration[2])
+            by_group = options.get("condition_on") == "group"
+            clf.conformalize(calibration[0], calibration[1], groups=calibration[2] if by_group else None)
             for level in LEVELS:
                 sets = clf.predict_set(P, level, groups=groups)
                 covered = sets[np.arange(len(y)), y]

@@ -224,34 +224,12 @@ class ConformalClassifier(ScoringClassifier):
         ValueError
             If there is nothing to choose: the parameters set leave nothing open.
         """
-        from . import tuning
+        from .tuning import choose
 
         self.__dict__.pop("tuned_", None)
         self._prepare(X, calibrates=False)
         values = self._values(X)
-        labels = self._labels(y, len(values))
-        level, n_classes = self.confidence_level, len(self.classes_)
-        found: dict[str, Any] = {}
-        if self.score_params is None and self.score_name_ in tuning.TUNED_SCORES:
-            found["score"] = self.score_name_
-            found["score_params"] = tuning.tune_score(
-                self.score_name_, values, labels, confidence_level=level, log=self._log, seed=self._scoring["seed"]
-            )
-            self.score_params_ = found["score_params"]
-        if self.condition_on == "cluster":
-            found["columns"] = tuning.cluster_classes(
-                self._score_labels(values, labels), labels, n_classes, confidence_level=level, random_state=self.seed_
-            )
-        if self.rank_calibrated:
-            found["rank_limits"] = tuning.rank_limits(
-                values, labels, n_classes, confidence_level=level, **self._scoring
-            )
-        if not found:
-            raise ParameterError(
-                f"tune: nothing to choose for score={self.score_name_!r} and condition_on={self.condition_on!r}. It is "
-                "for score 'raps' or 'saps' without score_params, condition_on='cluster', and rank_calibrated=True."
-            )
-        self.tuned_ = found
+        self.tuned_ = choose(self, values, self._labels(y, len(values)))
         self._seen = {**getattr(self, "_seen", {}), "tuned": row_hashes(X)}
         return self
 

@@ -1,19 +1,53 @@
 """What a score or a condition leaves open, chosen on cases apart from calibration: numbers only, no case is kept."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.cluster import KMeans
 
+from ..errors import ParameterError
 from ..metrics import conformal_rank, exact_level
 from .scores import score_all, score_labels, sets_from
 from .thresholds import CalibrationScores, least_n
 
-__all__ = ["TUNED_SCORES", "cluster_classes", "rank_limits", "tune_score"]
+if TYPE_CHECKING:
+    from .classifier import ConformalClassifier
+
+__all__ = ["TUNED_SCORES", "choose", "cluster_classes", "rank_limits", "tune_score"]
 
 _PENALTIES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 _WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 TUNED_SCORES = ("raps", "saps")
+
+
+def choose(clf: "ConformalClassifier", values: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What the parameters of a prepared classifier leave open; its later choices build on the score's numbers.
+
+    Raises
+    ------
+    ParameterError
+        If they leave nothing open.
+    """
+    level, n_classes = clf.confidence_level, len(clf.classes_)
+    found: dict[str, Any] = {}
+    if clf.score_params is None and clf.score_name_ in TUNED_SCORES:
+        found["score"] = clf.score_name_
+        found["score_params"] = tune_score(
+            clf.score_name_, values, labels, confidence_level=level, log=clf._log, seed=clf._scoring["seed"]
+        )
+        clf.score_params_ = found["score_params"]
+    if clf.condition_on == "cluster":
+        found["columns"] = cluster_classes(
+            clf._score_labels(values, labels), labels, n_classes, confidence_level=level, random_state=clf.seed_
+        )
+    if clf.rank_calibrated:
+        found["rank_limits"] = rank_limits(values, labels, n_classes, confidence_level=level, **clf._scoring)
+    if not found:
+        raise ParameterError(
+            f"tune: nothing to choose for score={clf.score_name_!r} and condition_on={clf.condition_on!r}. It is for "
+            "score 'raps' or 'saps' without score_params, condition_on='cluster', and rank_calibrated=True."
+        )
+    return found
 
 
 def tune_score(
