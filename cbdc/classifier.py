@@ -38,7 +38,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     ----------
     backbone : str, default="efficientnet_lite0"
         Name of the network, see `cbdc.backbones.list_backbones`.
-    head : {"laplace"} or classifier, default="laplace"
+    head : {"laplace", "nuts", "variational"} or classifier, default="laplace"
         Bayesian head over the embeddings. A scikit-learn classifier is cloned and used; only named heads can be saved.
     weights : str or Path, default="default"
         Weights of the network: ``"default"``, a file, or ``"random"``.
