@@ -80,9 +80,9 @@ class FlatNetwork:
 
     def logits(self, X: np.ndarray) -> np.ndarray:
         """(n, n_classes), float64, of rows (n, prod(input_shape))."""
-        theta = self._tensor(self.vector)
+        call, theta = self._function(), self._tensor(self.vector)
         with torch.no_grad():
-            return np.concatenate([_array(self._call(theta, x)) for x in self._batches(X, _BATCH)])
+            return np.concatenate([_array(call(theta, x)) for x in self._batches(X, _BATCH)])
 
     def jacobian(self, X: np.ndarray) -> Iterator[np.ndarray]:
         """Derivatives of the contrasts of the logits in the parameters, (b, n_classes - 1, P), in blocks of rows.
@@ -90,17 +90,11 @@ class FlatNetwork:
         A block has a number of rows that divides 32 and depends on the network only.
         """
         rows = int(np.clip(2 ** int(np.log2(max(_CELLS // (self.n_classes * len(self.vector)), 1))), 1, _ROWS))
-        B, theta = self._tensor(contrasts(self.n_classes)), self._tensor(self.vector)
-        derivative = vmap(jacrev(lambda t, x: (self._call(t, x[None]) @ B)[0]), in_dims=(None, 0))
+        B, call, theta = self._tensor(contrasts(self.n_classes)), self._function(), self._tensor(self.vector)
+        derivative = vmap(jacrev(lambda t, x: (call(t, x[None]) @ B)[0]), in_dims=(None, 0))
         with torch.no_grad():
             for x in self._batches(X, rows):
                 yield derivative(theta, x).cpu().numpy()
-
-    def push(self, X: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        """Jacobian of the logits times a direction (P,) in the parameters, (n, n_classes), float64."""
-        theta, v = self._tensor(self.vector), self._tensor(direction)
-        with torch.no_grad():
-            return np.concatenate([_array(self._push(theta, x, v)[0]) for x in self._batches(X, _BATCH)])
 
     def curvature_roots(self, X: np.ndarray, weights: np.ndarray) -> Iterator[np.ndarray]:
         """Blocks R (b, n_classes - 1, P): the sum of their R' R is the Gauss-Newton matrix of the weighted loss."""
@@ -116,16 +110,18 @@ class FlatNetwork:
 
     def curvature_product(self, X: np.ndarray, weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """Product of the Gauss-Newton matrix with a vector (P,)."""
-        theta, w = self._tensor(self.vector), self._tensor(weights)
+        call, theta, w = self._function(), self._tensor(self.vector), self._tensor(weights)
 
         def product(direction: np.ndarray) -> np.ndarray:
             v, total = self._tensor(direction), torch.zeros_like(theta)
             with torch.no_grad():
                 for x, part in zip(self._batches(X, _BATCH), w.split(_BATCH), strict=True):
-                    tangent, logits, pull = self._push(theta, x, v)
-                    p = torch.softmax(logits, dim=1)
+                    logits, pull, *_ = vjp(lambda t, x=x: call(t, x), theta)
+                    # the Jacobian times v, by the reverse mode again: the forward mode is not safe among threads
+                    _, push, *_ = vjp(lambda u, pull=pull: pull(u)[0], torch.zeros_like(logits))
+                    tangent, p = push(v)[0], torch.softmax(logits, dim=1)
                     spread = p * (tangent - (p * tangent).sum(dim=1, keepdim=True))
-                    total += pull(part[:, None] * spread)
+                    total += pull(part[:, None] * spread)[0]
             return _array(total)
 
         return product
@@ -142,7 +138,7 @@ class FlatNetwork:
             Precisions.
         max_iter : int
         """
-        batches = list(self._batches(X, _BATCH))
+        call, batches = self._function(), list(self._batches(X, _BATCH))
         labels = torch.from_numpy(codes).to(self.device).split(_BATCH)
         parts, precision = self._tensor(weights).split(_BATCH), self._tensor(prior)
 
@@ -150,7 +146,7 @@ class FlatNetwork:
             theta = self._tensor(vector).requires_grad_(True)
             total = 0.5 * (precision * theta**2).sum()
             for x, y, w in zip(batches, labels, parts, strict=True):
-                total = total + w @ nn.functional.cross_entropy(self._call(theta, x), y, reduction="none")
+                total = total + w @ nn.functional.cross_entropy(call(theta, x), y, reduction="none")
             (gradient,) = torch.autograd.grad(total, theta)
             return float(total.detach()), _array(gradient)
 
@@ -158,21 +154,21 @@ class FlatNetwork:
         self.vector = found.x
         return int(found.nit)
 
-    def _call(self, theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        parts = theta.split([shape.numel() for shape in self.shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
-        return functional_call(self.module, named, (x,))
+    def _function(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The logits (n, n_classes) as a function of the vector and of a batch.
 
-    def _push(
-        self, theta: torch.Tensor, x: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-        """Jacobian times v, the logits, and the product of the transposed Jacobian.
-
-        Twice in reverse mode, since forward mode is not safe among threads.
+        torch puts the parameters into the module while it runs, so that threads must not share one: each function has a
+        module of its own, whose tensors are the shared ones.
         """
-        logits, pull, *_ = vjp(lambda t: self._call(t, x), theta)
-        _, push, *_ = vjp(lambda u: pull(u)[0], torch.zeros_like(logits))
-        return push(v)[0], logits, lambda u: pull(u)[0]
+        tensors = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
+        module = copy.deepcopy(self.module, tensors)
+        sizes = [shape.numel() for shape in self.shapes.values()]
+
+        def call(theta: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            parts = zip(self.shapes.items(), theta.split(sizes), strict=True)
+            return functional_call(module, {name: part.view(shape) for (name, shape), part in parts}, (x,))
+
+        return call
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.array(array)).to(self.device, _TORCH[self.dtype])

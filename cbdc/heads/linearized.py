@@ -431,12 +431,15 @@ class LinearizedLaplaceHead(GaussianLogitsHead):
         -------
         ndarray of shape (n_draws, n, n_classes), float64
         """
-        X = self._standardise(E)
+        X, B = self._standardise(E), contrasts(len(self.classes_))
         rng = check_random_state(self.seed_ if random_state is None else random_state)
-        mean = self.network_.logits(X)
-        return np.stack(
-            [softmax(mean + self.network_.push(X, self.posterior_.draw(rng)), axis=1) for _ in range(n_draws)]
-        )
+        moves = np.stack([self.posterior_.draw(rng) for _ in range(n_draws)], axis=1)
+        parts = []
+        for block, n_rows in padded_blocks(X):
+            turned = np.concatenate([J.astype(float) @ moves for J in self.network_.jacobian(block)])[:n_rows]
+            logits = self.network_.logits(block)[:n_rows, :, None] + B @ turned
+            parts.append(softmax(logits, axis=1).transpose(2, 0, 1))
+        return np.concatenate(parts, axis=1)
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if self.module is not None:
