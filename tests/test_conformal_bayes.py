@@ -424,7 +424,10 @@ def test_probable_labels_keep_their_draws(seed):
 def test_edges_of_the_diagnostics():
     assert pareto_k(np.ones(100)) == -np.inf
     assert pareto_k(np.zeros(100)) == -np.inf
-    assert pareto_k(np.ones(24)) == np.inf
+    assert pareto_k(np.random.default_rng(0).random(24)) == np.inf
+    assert pareto_k([1.0]) == np.inf
+    assert pareto_k(np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], 100)) == -np.inf  # an ensemble of five, drawn again and again
+    assert pareto_k(np.repeat([1.0, 2.0, 3.0, 4.0, 5.0], [200, 200, 60, 20, 20])) < 0.7
     assert np.isfinite(pareto_k(np.r_[np.ones(95), 2, 3, 4, 5, 6]))
     assert pareto_k(np.r_[np.zeros(99), 1]) > 0.7
     assert effective_sample_size([0, 0]) == 0

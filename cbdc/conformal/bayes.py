@@ -48,7 +48,7 @@ class ConformalBayesClassifier(ProbabilityClassifier):
         stand in for all labels where a check of the posterior fails, and otherwise beside those of labels whose weights
         degenerate; see the notes. None: one fit, no check.
     max_k : float, default=0.7
-        Pareto k from which on weights count as degenerate.
+        Pareto k from which on weights count as degenerate. Like the level it may be set after fitting.
     random_state : int, RandomState instance or None, default=None
         Seed of the draws and of the halves; None stands for 0.
 
@@ -85,8 +85,8 @@ class ConformalBayesClassifier(ProbabilityClassifier):
 
     With the fallback, labels are only added where weights degenerate, so all this stands; where the check fails the
     sets are split conformal's, with its guarantee, whatever the draws. Choosing between the two by the training cases
-    costs nothing where one more case would not turn the choice, else at most the chance that it does. Statements and
-    proofs: theory/conformal_bayes.md.
+    costs at most the chance that one more case, or other halves, would turn the choice. Statements and proofs:
+    theory/conformal_bayes.md.
 
     References
     ----------

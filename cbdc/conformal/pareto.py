@@ -55,7 +55,7 @@ def pareto_k(weights: ArrayLike) -> np.ndarray:
     Returns
     -------
     ndarray of shape (...)
-        Minus infinity where the tail is constant, infinity where fewer than 25 draws leave too little of it.
+        Minus infinity where the largest weights are all equal, infinity where fewer than five exceed the cutoff.
 
     References
     ----------
@@ -72,7 +72,7 @@ def pareto_k(weights: ArrayLike) -> np.ndarray:
     weights = _checked(weights)
     n_draws = weights.shape[-1]
     tail = int(min(n_draws / 5, 3 * np.sqrt(n_draws)))
-    if tail < _LEAST_TAIL:
+    if tail < 1:
         return np.full(weights.shape[:-1], np.inf)
     rows = weights.reshape(-1, n_draws)
     found = np.empty(len(rows))
@@ -89,21 +89,27 @@ def _n_points(tail: int) -> int:
 
 
 def _shape(x: np.ndarray) -> np.ndarray:
-    """Shape of the generalised Pareto law from exceedances (n, tail), ascending: a posterior mean by quadrature."""
-    n, tail = x.shape
-    found = np.full(n, -np.inf)
-    spread = x[:, -1] > 0
-    x = x[spread] / x[spread, -1:]
+    """Shape of the generalised Pareto law from exceedances (n, tail), ascending: a posterior mean by quadrature.
+
+    Weights that tie with the cutoff exceed it by 0 and are no exceedances. They add nothing to the sums below.
+    """
+    counts = np.count_nonzero(x, axis=1)
+    found = np.where(counts == 0, -np.inf, np.inf)
+    enough = counts >= _LEAST_TAIL
+    if not enough.any():
+        return found
+    x, n = x[enough] / x[enough, -1:], counts[enough][:, None]
+    tail = x.shape[1]
     m = _n_points(tail)
     points = 1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))
-    quartile = np.maximum(x[:, int(tail / 4 + 0.5) - 1], np.finfo(float).eps)  # 0 where weights tie at the cutoff
-    b = 1 + points / (3 * quartile[:, None])
+    quartile = np.take_along_axis(x, tail - n + (n / 4 + 0.5).astype(int) - 1, axis=1)
+    b = 1 + points / (3 * quartile)
     b[b == 0] = np.finfo(float).eps  # an exponential tail, whose k is a limit
-    k = np.log1p(-b[:, :, None] * x[:, None, :]).mean(axis=2)
-    log_likelihood = tail * (np.log(-b / k) - k - 1)
+    k = np.log1p(-b[:, :, None] * x[:, None, :]).sum(axis=2) / n
+    log_likelihood = n * (np.log(-b / k) - k - 1)
     mass = np.exp(log_likelihood - logsumexp(log_likelihood, axis=1, keepdims=True))
-    k = np.log1p(-np.sum(b * mass, axis=1, keepdims=True) * x).mean(axis=1)
-    found[spread] = (tail * k + 10 * 0.5) / (tail + 10)  # a weak prior at 0.5, as heavy as ten weights
+    k = np.log1p(-np.sum(b * mass, axis=1, keepdims=True) * x).sum(axis=1, keepdims=True) / n
+    found[enough] = ((n * k + 10 * 0.5) / (n + 10))[:, 0]  # a weak prior at 0.5, as heavy as ten weights
     return found
 
 
