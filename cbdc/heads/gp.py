@@ -40,7 +40,7 @@ class RandomFeatureGPHead(BayesianHead):
 
     Parameters
     ----------
-    n_features : int, default=1024
+    n_features : int, default=2048
     features : {"landmarks", "fourier"}, default="landmarks"
         Kernel values at random training rows (Nystrom; exact once there are as many as rows), or random Fourier
         features (cosines and sines in random directions; unbiased, error 1 / sqrt(n_features)).
@@ -149,7 +149,7 @@ class RandomFeatureGPHead(BayesianHead):
 
     def __init__(
         self,
-        n_features: int = 1024,
+        n_features: int = 2048,
         *,
         features: str = "landmarks",
         length_scale: float | str = "median",
@@ -258,7 +258,7 @@ class RandomFeatureGPHead(BayesianHead):
             self.prior_precision_ = float(np.exp(found.x))
         else:
             self.prior_precision_ = float(self.prior_precision)
-        self.log_marginal_likelihood_ = -negative_evidence(np.log(self.prior_precision_))
+        self.log_marginal_likelihood_ = -float(negative_evidence(np.log(self.prior_precision_)))
         self.posterior_mean_ = self._corrected_mean(problem) if self.mean_correction else self.mode_
 
     def _corrected_mean(self, problem: SoftmaxProblem) -> np.ndarray:
@@ -299,8 +299,9 @@ class RandomFeatureGPHead(BayesianHead):
         -------
         ndarray of shape (n_draws, n, n_classes), float64
         """
+        blocks = padded_blocks(self._standardise(E))
+        Z = np.concatenate([self._features(block)[:n_rows] for block, n_rows in blocks])
         rng = check_random_state(self.seed_ if random_state is None else random_state)
-        Z = self._features(self._standardise(E))
         missed = np.sqrt(self._missed(Z))[:, None]
         n_classes = len(self.classes_)
         proba = np.empty((n_draws, len(Z), n_classes))
