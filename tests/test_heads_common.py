@@ -106,7 +106,7 @@ def test_eight_threads_give_the_serial_result(name, fitted):
 def test_heads_fitted_at_once_in_threads_are_those_fitted_in_turn(fitted):
     heads, X, y = fitted
     with ThreadPoolExecutor(4) as pool:
-        together = dict(zip(HEADS, pool.map(lambda name: quick(name).fit(X, y), HEADS), strict=True))
+        together = dict(zip(NAMES, pool.map(lambda name: quick(name).fit(X, y), NAMES), strict=True))
     for name, head in together.items():
         np.testing.assert_allclose(head.predict_log_proba(X), heads[name].predict_log_proba(X), rtol=1e-6, atol=1e-6)
 
