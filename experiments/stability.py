@@ -25,7 +25,7 @@ from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, LesionDataset,
 from cbdc.images import read_image, resize
 from cbdc.metrics import clopper_pearson
 from cbdc.perturb import perturb
-from cbdc.plots import PersistenceDiagramDisplay, StabilityMapDisplay, StabilityProfileDisplay
+from cbdc.plots import PersistenceDiagramDisplay, StabilityProfileDisplay
 from cbdc.quality import assess_quality
 from cbdc.topology import StabilityDiagnostic, StabilityReport
 from experiments.record import write_results
@@ -184,11 +184,6 @@ def draw(runs: dict[str, StabilityDiagnostic], worst: tuple[str, int], folder: P
     for ax, value in zip(axes, ("displacement", "flips")):
         StabilityProfileDisplay.from_report(report, value, ax=ax)
     figure.savefig(folder / "stability_profile.png", dpi=80)
-    maps = {"stability_classes.png": ("HAM10000", "class"), "stability_skin.png": ("PAD-UFES-20", "group")}
-    for file, (name, by) in maps.items():
-        if name in runs:
-            display = StabilityMapDisplay.from_report(runs[name].report(), by)
-            display.figure_.savefig(folder / file, dpi=80)
     diagnostic = runs["HAM10000"]
     diagrams = PersistenceDiagramDisplay.from_embeddings(
         [diagnostic.embeddings_, diagnostic.perturbed_[worst]],

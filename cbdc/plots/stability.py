@@ -162,14 +162,16 @@ class StabilityProfileDisplay(Display):
         place = -np.inf
         for y_end, x_end, name in sorted(ends):  # names beside the ends of their lines, moved up where they would meet
             place = max(y_end, place + 0.042 * (high - low))
-            ax.annotate(name, (x_end, y_end), (x_end + 0.12, place), fontsize="small", va="center")
+            line = {"arrowstyle": "-", "color": COLORS["reference"], "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+            at = x_end + 0.08 * max(np.ptp(self.overall["severity"]), 1)
+            ax.annotate(name, (x_end, y_end), (at, place), fontsize="small", va="center", arrowprops=line)
         severities = np.unique(self.overall["severity"])
         unit = ", in median distances of two images" if self.figure_of_merit in _LENGTHS else ""
         ax.set(
             xlabel="severity",
             ylabel=_LABELS.get(self.figure_of_merit, self.figure_of_merit) + unit,
             xticks=severities,
-            xlim=(severities[0] - 0.2, severities[-1] + 0.3 * max(np.ptp(severities), 1)),
+            xlim=(severities[0] - 0.2, severities[-1] + 0.38 * max(np.ptp(severities), 1)),
             ylim=(low, max(high, place + 0.03 * (high - low))),
         )
         return self
