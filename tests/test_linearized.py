@@ -30,11 +30,6 @@ def network(sizes=SIZES, seed=0, spread=2.0):
     return module
 
 
-def logit_gaussians(head, E):
-    parts = [(m[:n], (f @ f.transpose(0, 2, 1))[:n]) for m, f, n in head._logit_gaussians(E)]
-    return np.concatenate([m for m, _ in parts]), np.concatenate([s for _, s in parts])
-
-
 # --- against oracles
 
 
@@ -48,7 +43,7 @@ def test_posterior_and_evidence_are_those_of_differences(covariance):
     prior = np.where(np.r_[np.ones(18), np.zeros(6), np.ones(24), np.zeros(4)] > 0, 1.7, 0.01)
     curvature = reference.gauss_newton(theta, X, weights, SIZES)
     dense = reference.covariance(theta, curvature, prior, covariance, rank=9)
-    means, covariances = logit_gaussians(head, X[:6])
+    means, covariances = head.logit_distribution(X[:6])
     for x, mean, found in zip(X, means, covariances, strict=False):
         expected = reference.logit_gaussian(theta, x, SIZES, dense)
         np.testing.assert_allclose(mean, expected[0], atol=1e-9)
@@ -103,7 +98,7 @@ def test_functional_variance_is_that_of_laplace_torch(ours, theirs):
     peer.fit(torch.utils.data.DataLoader(data, batch_size=16))
     mean, variance = peer._glm_predictive_distribution(torch.from_numpy(X[:10]))
     center = np.eye(4) - 1 / 4
-    means, covariances = logit_gaussians(head, X[:10])
+    means, covariances = head.logit_distribution(X[:10])
     np.testing.assert_allclose(means, mean.detach().numpy() @ center, atol=1e-4)
     np.testing.assert_allclose(covariances, center @ variance.detach().numpy() @ center, rtol=1e-4, atol=1e-6)
     assert head.log_marginal_likelihood_ == pytest.approx(float(peer.log_marginal_likelihood()), abs=1e-4)
@@ -117,7 +112,7 @@ def test_low_rank_by_products_is_low_rank_by_dense_algebra(monkeypatch):
         heads.append(LinearizedLaplaceHead(network(), prior_precision=1.0, covariance="low_rank", rank=8).fit(X, y))
     dense, products = heads
     np.testing.assert_allclose(products.posterior_.eigenvalues, dense.posterior_.eigenvalues, rtol=1e-3)
-    np.testing.assert_allclose(logit_gaussians(products, X)[1], logit_gaussians(dense, X)[1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(products.logit_distribution(X)[1], dense.logit_distribution(X)[1], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

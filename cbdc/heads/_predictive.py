@@ -60,6 +60,22 @@ class GaussianLogitsHead(BayesianHead):
     def _logit_gaussians(self, E: ArrayLike) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
         """Means (b, n_classes) and factors (b, n_classes, n_classes - 1) of blocks of rows; how many rows are real."""
 
+    def logit_distribution(self, E: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """Gaussian distribution of the logits of each row, in the gauge in which they sum to zero.
+
+        Parameters
+        ----------
+        E : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        mean : ndarray of shape (n, n_classes), float64
+        covariance : ndarray of shape (n, n_classes, n_classes), float64
+            Of rank n_classes - 1.
+        """
+        parts = [(mean[:n], (f @ f.transpose(0, 2, 1))[:n]) for mean, f, n in self._logit_gaussians(E)]
+        return np.concatenate([mean for mean, _ in parts]), np.concatenate([covariance for _, covariance in parts])
+
     def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
         for mean, factor, n_rows in self._logit_gaussians(E):
             draws = mean[:n_rows, None] + self.normal_points_ @ factor[:n_rows].transpose(0, 2, 1)
