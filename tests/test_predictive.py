@@ -153,6 +153,7 @@ def test_bridge_takes_any_size_of_logits():
 
 def laplace_torch(mean, factor, link):
     import torch
+
     ParametricLaplace = pytest.importorskip("laplace.baselaplace").ParametricLaplace
 
     covariance = factor @ factor.transpose(0, 2, 1) + 1e-9  # its projection divides by the sum
