@@ -89,7 +89,7 @@ def real(root: Path, cache: Path | None) -> tuple[tuple, tuple, np.ndarray]:
 
 
 def made() -> tuple[tuple, tuple, np.ndarray]:
-    """Embeddings whose spectrum falls like a power, labels of a softmax regression, and lesions of one image or more."""
+    """Embeddings whose spectrum falls like a power, labels of a softmax regression, lesions of one image or more."""
     rng = np.random.default_rng(0)
     n, d, K = 8000, 1280, 7
     axes = np.linalg.qr(rng.standard_normal((d, d)))[0]
