@@ -116,7 +116,7 @@ def components() -> None:
     seconds = {name: least_seconds(call, 3) for name, call in rows.items()}
     for name, (wall, cpu) in seconds.items():
         ours = seconds["cbdc" + name[name.index(",") :]]
-        print(f"  {name:<30}{wall:>8.3f} s{cpu:>8.3f} s of CPU  {wall / ours[0]:>6.1f}")
+        print(f"  {name:<30}{wall:>8.3f} s{cpu:>8.3f} s of CPU  {cpu / ours[1]:>6.1f} times as much CPU")
 
 
 def engines(sizes: list[int]) -> None:
