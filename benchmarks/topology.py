@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = ("certificates", "components", "engines", "distances")
     parser.add_argument("--only", nargs="+", choices=tables, default=tables)
-    parser.add_argument("--lesions", type=int, default=300, help="made lesions to embed")
+    parser.add_argument("--lesions", type=int, default=200, help="made lesions to embed")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 500, 1000, 2000])
     parser.add_argument("--pairs", type=int, default=4500)
     arguments = parser.parse_args()
