@@ -116,7 +116,7 @@ def components() -> None:
     seconds = {name: least_seconds(call, 3) for name, call in rows.items()}
     for name, (wall, cpu) in seconds.items():
         ours = seconds["cbdc" + name[name.index(",") :]]
-        print(f"  {name:<30}{wall:>8.3f} s{cpu:>8.3f} s of CPU  {wall / ours[0]:>6.1f}")
+        print(f"  {name:<30}{wall:>8.3f} s{cpu:>8.3f} s of CPU  {cpu / ours[1]:>6.1f} times as much CPU")
 
 
 def engines(sizes: list[int]) -> None:
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tables = ("certificates", "components", "engines", "distances")
     parser.add_argument("--only", nargs="+", choices=tables, default=tables)
-    parser.add_argument("--lesions", type=int, default=300, help="made lesions to embed")
+    parser.add_argument("--lesions", type=int, default=200, help="made lesions to embed")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 500, 1000, 2000])
     parser.add_argument("--pairs", type=int, default=4500)
     arguments = parser.parse_args()
