@@ -154,7 +154,8 @@ class EnsembleHead(DrawnHead):
         members = []
         self.n_iter_ = 0
         for _ in range(self.n_members):
-            weights = training.weights * (rng.gamma(counts) / counts)[units]
+            drawn = np.maximum(rng.gamma(counts), np.finfo(float).tiny)  # tiny weights may all be drawn as zero
+            weights = training.weights * (drawn / counts)[units]
             member, n_iter = self._member(start, replace(start.problem, weights=weights), rng)
             members.append(member)
             self.n_iter_ += n_iter

@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._base import BayesianHead, padded_blocks
 from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
 from ._softmax import SoftmaxProblem, contrasts, find_mode
-from .laplace import _normal_points
+from .laplace import _normal_points, _principal_axes
 
 __all__ = ["RandomFeatureGPHead"]
 
@@ -208,7 +208,7 @@ class RandomFeatureGPHead(BayesianHead):
         rng = check_random_state(self.seed_)
         self.length_scale_ = _median_distance(X, rng) if self.length_scale == "median" else float(self.length_scale)
         features = self._draw_features(X, rng)
-        energy, axes = _eigenvectors(features.T @ (features * weights[:, None].astype(X.dtype)))
+        axes, energy = _principal_axes(features, weights)
         self.projection_ = self.projection_ @ axes
         Z = features @ axes
         self._fit_posterior(SoftmaxProblem(Z, codes, weights, energy, len(self.classes_)))
