@@ -15,9 +15,15 @@ from cbdc.conformal import (
     OnlineConformalClassifier,
     SyntheticPoweredConformalClassifier,
 )
+from cbdc.heads import DirichletHead, DropoutHead, EnsembleHead, RandomFeatureGPHead, SWAGHead
 
 ESTIMATORS = [
     LaplaceHead(),
+    DirichletHead(),
+    DropoutHead(hidden_layer_size=32, n_steps=200, n_draws=8),
+    EnsembleHead(n_members=8),
+    RandomFeatureGPHead(n_features=64),
+    SWAGHead(n_iterates=20, n_draws=16),
     ConformalClassifier(LogisticRegression()),
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),

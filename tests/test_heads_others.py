@@ -13,8 +13,9 @@ from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 
 from cbdc.heads import DirichletHead, DropoutHead, EnsembleHead, LaplaceHead, RandomFeatureGPHead, SWAGHead, gp
+from cbdc.heads._base import Training
 from cbdc.heads._softmax import contrasts
-from cbdc.heads._training import choose_batches
+from cbdc.heads._training import choose_batches, merge_rows
 from cbdc.heads.dirichlet import evidential_loss
 from cbdc.heads.swag import sgd_iterates, swag_draws
 from theory import gp_reference, laplace_reference
@@ -151,6 +152,23 @@ def test_a_weight_is_a_count_of_rows():
     ]
     once, four = (head.weight_draws_[:, :, 0].std(axis=0) for head in heads)
     np.testing.assert_allclose(once / four, 2, rtol=0.25)
+
+
+def test_equal_rows_are_merged_and_every_group_keeps_its_weight():
+    X = np.array([[1.0, 2.0], [0.0, 5.0], [1.0, 2.0], [1.0, 2.0], [0.0, 5.0], [3.0, 3.0], [1.0, 2.0]])
+    codes, weights = np.array([0, 1, 0, 1, 1, 0, 0]), np.arange(1.0, 8.0)
+    merged = merge_rows(Training(X, codes, weights, np.arange(7)))
+    found = sorted(zip(merged.X.tolist(), merged.codes.tolist(), merged.weights.tolist(), strict=True))
+    assert found == [([0.0, 5.0], 1, 7.0), ([1.0, 2.0], 0, 11.0), ([1.0, 2.0], 1, 4.0), ([3.0, 3.0], 0, 6.0)]
+    assert merged.groups.tolist() == [0, 1, 2, 3]
+    groups = np.array([0, 1, 0, 2, 1, 3, 4])  # rows 0 and 2, 1 and 4 are of one patient each
+    merged = merge_rows(Training(X, codes, weights, groups))
+    totals = sorted(zip(np.bincount(merged.groups, merged.weights), np.bincount(merged.groups), strict=True))
+    assert totals == [(4, 1), (4, 1), (6, 1), (7, 1), (7, 1)]
+    order = np.array([6, 2, 4, 0, 3, 5, 1])
+    again = merge_rows(Training(X[order], codes[order], weights[order], 9 - groups[order]))
+    for a, b in zip(merged, again, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # --- SWAG

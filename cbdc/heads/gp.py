@@ -16,6 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._base import BayesianHead, padded_blocks
 from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
 from ._softmax import SoftmaxProblem, contrasts, find_mode
+from ._training import merge_rows
 from .laplace import _normal_points, _principal_axes
 
 __all__ = ["RandomFeatureGPHead"]
@@ -204,7 +205,7 @@ class RandomFeatureGPHead(BayesianHead):
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
         """
-        X, codes, weights, _ = self._prepare(E, y, sample_weight, groups)
+        X, codes, weights, _ = merge_rows(self._prepare(E, y, sample_weight, groups))
         rng = check_random_state(self.seed_)
         self.length_scale_ = _median_distance(X, rng) if self.length_scale == "median" else float(self.length_scale)
         features = self._draw_features(X, rng)
@@ -222,8 +223,7 @@ class RandomFeatureGPHead(BayesianHead):
             self.anchors_ = (rng.standard_normal((self.n_features // 2, d)) / self.length_scale_).astype(X.dtype)
             self.projection_ = np.eye(2 * len(self.anchors_), dtype=X.dtype)
         else:
-            chosen = rng.choice(n, min(self.n_features, n), replace=False)
-            self.anchors_ = X[np.sort(chosen)]
+            self.anchors_ = X[rng.choice(n, min(self.n_features, n), replace=False)]
             kernel = _kernel(self.anchors_, self.anchors_, self.length_scale_)
             values, vectors = _eigenvectors(kernel)
             self.projection_ = (vectors / np.sqrt(values)).astype(X.dtype)
