@@ -417,7 +417,7 @@ def test_posterior_is_that_of_the_exact_process(weighted):
     assert head.covariance_ == "full"
     assert head.log_marginal_likelihood_ == pytest.approx(evidence, abs=1e-5)
     Z = head._features((X_new - head.mean_) / head.scale_)
-    factor, B = head.posterior_.logit_factor(Z, head._missed(Z)), contrasts(3)
+    factor, B = head._logit_factor(Z), contrasts(3)
     for row, (mean, covariance) in enumerate(latent):
         np.testing.assert_allclose(Z[row] @ head.posterior_mean_, B.T @ mean, atol=1e-5)
         np.testing.assert_allclose(factor[row] @ factor[row].T, B @ B.T @ covariance @ B @ B.T, atol=1e-5)
@@ -500,6 +500,20 @@ def test_prior_precision_of_the_process_maximises_the_evidence():
     found = RandomFeatureGPHead(40).fit(X, y)
     grid = [RandomFeatureGPHead(40, prior_precision=tau).fit(X, y) for tau in np.geomspace(1e-3, 30, 16)]
     assert found.log_marginal_likelihood_ > max(head.log_marginal_likelihood_ for head in grid) - 1e-2
+
+
+def test_corrected_mean_makes_up_for_what_the_landmarks_miss():
+    """The training predictive has the class frequencies, though it is wider than the posterior of the features."""
+    X, y = make_data(400, 5, 3, signal=2.0, dtype=np.float32)
+    bias = {
+        corrected: np.abs(
+            RandomFeatureGPHead(40, mean_correction=corrected).fit(X, y).predict_proba(X).mean(axis=0)
+            - np.bincount(y) / 400
+        ).max()
+        for corrected in (True, False)
+    }
+    assert bias[True] < 0.01
+    assert bias[True] < 0.5 * bias[False]
 
 
 def test_kronecker_covariance_is_close_to_the_whole_one(monkeypatch):

@@ -271,7 +271,7 @@ class RandomFeatureGPHead(BayesianHead):
             self.mode_,
             max_iter=self.max_iter,
             tol=self.tol,
-            log_likelihood=lambda logits: problem.expected_log_likelihood(logits, self.posterior_.logit_factor, points),
+            log_likelihood=lambda logits: problem.expected_log_likelihood(logits, self._logit_factor, points),
         )
         self.n_iter_ += n_iter
         return mean
@@ -308,6 +308,10 @@ class RandomFeatureGPHead(BayesianHead):
             draw[:] = np.exp(log_softmax(logits @ contrasts(n_classes).T, axis=1))
         return proba
 
+    def _logit_factor(self, Z: np.ndarray) -> np.ndarray:
+        """Factor of the covariance of each row's logits, with the variance that the features do not carry."""
+        return self.posterior_.logit_factor(Z, self._missed(Z))
+
     def _missed(self, Z: np.ndarray) -> np.ndarray:
         """Prior variance of the latent values that the features do not carry, (n,)."""
         return np.maximum(1 - np.sum(Z.astype(float) ** 2, axis=1), 0.0) / self.prior_precision_
@@ -317,7 +321,7 @@ class RandomFeatureGPHead(BayesianHead):
         B = contrasts(len(self.classes_))
         for block, n_rows in padded_blocks(X):
             Z = self._features(block)
-            factor = self.posterior_.logit_factor(Z, self._missed(Z))
+            factor = self._logit_factor(Z)
             mean = Z @ self.posterior_mean_ @ B.T
             draws = mean[:n_rows, None] + self.normal_points_ @ factor[:n_rows].transpose(0, 2, 1)
             yield log_softmax(draws, axis=2)
