@@ -261,7 +261,9 @@ def test_batches_hold_rows_as_often_as_their_weights_say(weights):
 
 def test_predictive_is_the_average_over_all_masks():
     X, y = make_data(80, 3, 3)
-    head = DropoutHead(hidden_layer_size=4, n_steps=300, n_draws=4000, learning_rate=0.02).fit(X, y)
+    head = DropoutHead(4, dropout=0.3, n_steps=300, n_draws=4000, learning_rate=0.02).fit(X, y)
+    for masks in (head.feature_masks_, head.hidden_masks_):
+        np.testing.assert_allclose(masks.mean(axis=0), 0.7, atol=4 * 0.5 / np.sqrt(4000))
     rows = X[:10]
     exact = [
         reference.dropout_average(x, head.hidden_weights_, head.output_weights_, head.dropout)
@@ -275,7 +277,7 @@ def test_predictive_is_the_average_over_all_masks():
 def test_training_minimises_the_variational_bound_over_all_masks():
     """With the prior term (1 - dropout) tau / 2 of a kept unit's weights, tau = prior_precision * n_inputs."""
     X, y = make_data(60, 2, 2, signal=2.0)
-    head = DropoutHead(2, dropout=0.3, prior_precision=0.5, n_steps=4000, learning_rate=0.02, batch_size=60).fit(X, y)
+    head = DropoutHead(2, dropout=0.5, prior_precision=0.5, n_steps=3000, learning_rate=0.02, batch_size=60).fit(X, y)
     Z = (X - head.mean_) / head.scale_
 
     def bound(flat):
@@ -285,13 +287,13 @@ def test_training_minimises_the_variational_bound_over_all_masks():
             mask = np.array([number >> i & 1 for i in range(4)], dtype=float)
             hidden = np.maximum((Z * mask[:2]) @ W[:-1] + W[-1], 0) * mask[2:]
             log_proba = log_softmax(hidden @ V[:-1] + V[-1], axis=1)
-            value -= np.prod(np.where(mask > 0, 0.7, 0.3)) * log_proba[np.arange(60), y].sum()
-        return value + 0.7 * 0.5 * 2 / 2 * (np.sum(W[:-1] ** 2) + np.sum(V[:-1] ** 2))
+            value -= 0.5**4 * log_proba[np.arange(60), y].sum()
+        return value + 0.5 * 0.5 * 2 / 2 * (np.sum(W[:-1] ** 2) + np.sum(V[:-1] ** 2))
 
     found = np.concatenate([head.hidden_weights_.ravel(), head.output_weights_.ravel()])
     best = minimize(bound, found, options={"maxiter": 30})
-    assert bound(found) < best.fun + 0.15
-    assert np.abs(found - best.x).max() < 0.2
+    assert bound(found) < best.fun + 0.02
+    assert np.abs(found - best.x).max() < 0.06
 
 
 def spread(head, n, **data):
@@ -505,15 +507,13 @@ def test_prior_precision_of_the_process_maximises_the_evidence():
 def test_corrected_mean_makes_up_for_what_the_landmarks_miss():
     """The training predictive has the class frequencies, though it is wider than the posterior of the features."""
     X, y = make_data(400, 5, 3, signal=2.0, dtype=np.float32)
-    bias = {
-        corrected: np.abs(
-            RandomFeatureGPHead(40, mean_correction=corrected).fit(X, y).predict_proba(X).mean(axis=0)
-            - np.bincount(y) / 400
-        ).max()
-        for corrected in (True, False)
-    }
-    assert bias[True] < 0.01
-    assert bias[True] < 0.5 * bias[False]
+    y = np.where((y == 1) & (np.arange(400) % 3 > 0), 0, y)
+    bias = {}
+    for corrected in (True, False):
+        head = RandomFeatureGPHead(20, length_scale=2.0, prior_precision=0.05, mean_correction=corrected).fit(X, y)
+        bias[corrected] = np.abs(head.predict_proba(X).mean(axis=0) - np.bincount(y) / 400).max()
+    assert bias[True] < 0.015
+    assert bias[True] < 0.3 * bias[False]
 
 
 def test_kronecker_covariance_is_close_to_the_whole_one(monkeypatch):
