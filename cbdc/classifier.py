@@ -38,8 +38,9 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     ----------
     backbone : str, default="efficientnet_lite0"
         Name of the network, see `cbdc.backbones.list_backbones`.
-    head : {"laplace", "nuts", "variational"} or classifier, default="laplace"
-        Bayesian head over the embeddings. A scikit-learn classifier is cloned and used; only named heads can be saved.
+    head : str or classifier, default="laplace"
+        Bayesian head over the embeddings, by its name in `cbdc.heads.HEADS`. A scikit-learn classifier is cloned and
+        used; only named heads can be saved.
     weights : str or Path, default="default"
         Weights of the network: ``"default"``, a file, or ``"random"``.
     score : {"lac", "aps", "raps", "saps", "margin", "topk", "rank"}, default="lac"

@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_dataset(fit)
     fit.add_argument("--out", type=_out_file(), required=True, help="model file to write, for example ham.cbdc")
     _add_backbone(fit)
-    fit.add_argument("--head", default="laplace", choices=["laplace", "nuts", "variational"], help="Bayesian head")
+    fit.add_argument("--head", default="laplace", help="Bayesian head: a name in cbdc.heads.HEADS")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
     fit.add_argument("--score", default="lac", choices=scores, help="conformity score")
     fit.add_argument(

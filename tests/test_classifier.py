@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cbdc import CBDCClassifier, make_lesions
 from cbdc.errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
+from cbdc.heads import HEADS, make_head
 from cbdc.images import write_image
 from cbdc.modelfile import read_modelfile, write_modelfile
 
@@ -211,6 +212,21 @@ def test_saved_model_predicts_the_same(fitted, saved, parts, cache):
     assert loaded.diagnose(test.images[0]) == fitted.diagnose(test.images[0])
     assert loaded.notes_ == {"split": "mine"}
     assert loaded.taxonomy_ == fitted.taxonomy_
+
+
+@pytest.mark.parametrize("head", ["dirichlet", "dropout", "ensemble", "gp", "swag"])
+def test_other_heads_go_the_whole_way(head, parts, cache, tmp_path):
+    train, calibration, test = parts
+    given = make_head(head, n_steps=100) if head == "dropout" else head  # a quick one
+    clf = CBDCClassifier(head=given, condition_on=None, confidence_level=LEVEL, cache_dir=cache, random_state=0)
+    clf.fit(train).conformalize(calibration)
+    loaded = CBDCClassifier.load(clf.save(tmp_path / "m.cbdc"), cache_dir=cache)
+    assert type(loaded.head_) is HEADS[head]
+    np.testing.assert_array_equal(loaded.predict_proba(test), clf.predict_proba(test))
+    np.testing.assert_array_equal(loaded.predict_set(test), clf.predict_set(test))
+    row = loaded.diagnose(test.images[0])
+    assert 0 <= row.mutual_information <= row.entropy + 1e-9
+    assert 0.6 < np.mean(clf.predict_set(test)[np.arange(len(test)), np.searchsorted(clf.classes_, test.labels)]) <= 1
 
 
 def test_model_file_holds_no_identifier(fitted, saved, parts):

@@ -16,7 +16,18 @@ from cbdc.conformal import (
     OnlineConformalClassifier,
     SyntheticPoweredConformalClassifier,
 )
-from cbdc.heads import NUTSHead, TemperatureScaling, VariationalHead, VectorScaling, VennAbersCalibrator
+from cbdc.heads import (
+    DirichletHead,
+    DropoutHead,
+    EnsembleHead,
+    NUTSHead,
+    RandomFeatureGPHead,
+    SWAGHead,
+    TemperatureScaling,
+    VariationalHead,
+    VectorScaling,
+    VennAbersCalibrator,
+)
 from cbdc.topology import ConformalStabilityBound
 
 ESTIMATORS = [
@@ -24,6 +35,11 @@ ESTIMATORS = [
     ConformalStabilityBound(),
     NUTSHead(n_chains=1, n_draws=8, n_warmup=4, thinning=1, max_tree_depth=3),
     VariationalHead(max_iter=4, n_draws=8),
+    DirichletHead(),
+    DropoutHead(hidden_layer_size=32, n_steps=200, n_draws=8),
+    EnsembleHead(n_members=8),
+    RandomFeatureGPHead(n_features=64),
+    SWAGHead(n_iterates=20, n_draws=16),
     ConformalClassifier(LogisticRegression()),
     ConformalClassifier(LogisticRegression(), score="aps", condition_on="class", random_state=0),
     ConformalClassifier(LaplaceHead(random_state=0)),

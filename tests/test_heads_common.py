@@ -22,7 +22,7 @@ QUICK = {
     "swag": {"n_iterates": 20, "n_draws": 16},
 }
 # how far probabilities may move when classes are renamed; heads that draw at random move by the noise of their draws
-RENAMED = {"dirichlet": 5e-3, "gp": 4e-2, "laplace": 2e-2}
+RENAMED = {"dirichlet": 5e-3, "gp": 5e-2, "laplace": 2e-2}
 
 # these are slow to fit, and have the same promises tested in suites of their own
 ELSEWHERE = {"linearized_laplace", "nuts", "variational"}
@@ -140,8 +140,7 @@ def test_probabilities_and_uncertainties_are_coherent(name, scale, fitted):
     np.testing.assert_allclose(entropy, -np.sum(proba * np.log(np.maximum(proba, 1e-300)), axis=1), atol=1e-9)
     assert np.all((information >= 0) & (information <= entropy + 1e-9))
     assert np.all(entropy <= np.log(4) + 1e-12)
-    if scale == 1:  # far away some heads are sure, as their docstrings say
-        assert information.max() > 1e-4
+    assert scale > 1 or information.max() > 1e-4
 
 
 @every_head
@@ -200,7 +199,7 @@ def test_renaming_classes_permutes_the_columns(name):
     X, y = make_data()
     order = np.array([2, 0, 1])
     a, b = quick(name).fit(X, y).predict_proba(X), quick(name).fit(X, order[y]).predict_proba(X)
-    np.testing.assert_allclose(b[:, order], a, atol=RENAMED.get(name, 0.25))
+    np.testing.assert_allclose(b[:, order], a, atol=RENAMED.get(name, 0.4))
     assert np.abs(b[:, order] - a).mean() < 0.05
 
 
@@ -217,6 +216,17 @@ def test_rows_of_weight_zero_are_dropped(name):
     weights = np.repeat([1.0, 0.0], [60, 30])
     head = quick(name).fit(broken, labels, sample_weight=weights, groups=groups)
     np.testing.assert_array_equal(head.predict_log_proba(X), dropped)
+
+
+@every_head
+def test_the_order_of_the_rows_and_how_they_are_counted_do_not_matter(name):
+    X, y = make_data(dtype=float)
+    counts = np.random.default_rng(0).integers(0, 3, 90)
+    counts[:3] = 1
+    weighted = quick(name).fit(X, y, sample_weight=counts)
+    order = np.random.default_rng(1).permutation(np.repeat(np.arange(90), counts))
+    repeated = quick(name).fit(X[order], y[order])
+    np.testing.assert_allclose(repeated.predict_proba(X), weighted.predict_proba(X), atol=1e-3)
 
 
 @every_head

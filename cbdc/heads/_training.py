@@ -1,4 +1,4 @@
-"""What the heads that are trained in steps share: where they start, their batches, their device."""
+"""What the heads that draw at random in training share: the order of the data, where they start, batches, device."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -7,13 +7,13 @@ import numpy as np
 from ..errors import ParameterError
 from ._base import Training
 from ._gaussian import KroneckerPosterior
-from ._softmax import Prior, SoftmaxProblem
+from ._softmax import Prior, SoftmaxProblem, row_chunks
 from .laplace import LaplaceHead
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Mode", "choose_batches", "find_start", "torch_device"]
+__all__ = ["Mode", "choose_batches", "find_start", "merge_rows", "torch_device"]
 
 
 class Mode(NamedTuple):
@@ -49,6 +49,28 @@ class Mode(NamedTuple):
     def row_precision(self) -> np.ndarray:
         """Prior precision of each row of parameters, (r + 1, 1)."""
         return _row_precision(self.prior, len(self.parameters))
+
+
+def merge_rows(training: Training) -> Training:
+    """The same data in an order of their own, equal rows as one of their total weight.
+
+    What is drawn for a row then depends on the row and not on its place, and a row of weight 2 is two rows. Rows of a
+    group of several are merged only with each other. Groups are numbered in the order of their rows.
+    """
+    X, codes, weights, groups = training
+    n, d = X.shape
+    groups = np.where(np.bincount(groups)[groups] > 1, groups, -1)
+    generic = np.cos(np.arange(1.0, d + 1))  # no two different rows have the same product with it, but by chance
+    place = np.concatenate([np.sum(X[rows] * generic, axis=1) for rows in row_chunks(n, d)])
+    order = np.lexsort((groups, codes, place))
+    X, codes, weights, groups = X[order], codes[order], weights[order], groups[order]
+    same = (codes[1:] == codes[:-1]) & (groups[1:] == groups[:-1])
+    same[same] = np.all(X[1:][same] == X[:-1][same], axis=1)
+    first = np.flatnonzero(np.append(True, ~same))
+    X, codes, weights, groups = X[first], codes[first], np.add.reduceat(weights, first), groups[first]
+    groups = np.where(groups < 0, -1 - np.arange(len(groups)), groups)  # alone: a group of its own
+    _, start, number = np.unique(groups, return_index=True, return_inverse=True)
+    return Training(X, codes, weights, np.argsort(np.argsort(start))[number])
 
 
 def find_start(training: Training, prior_precision: float | str) -> Mode:

@@ -10,7 +10,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
 from ._base import BayesianHead, Training, padded_blocks
-from ._training import choose_batches, torch_device
+from ._training import choose_batches, merge_rows, torch_device
 
 __all__ = ["DropoutHead"]
 
@@ -165,7 +165,7 @@ class DropoutHead(BayesianHead):
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
         """
-        training = self._prepare(E, y, sample_weight, groups)
+        training = merge_rows(self._prepare(E, y, sample_weight, groups))
         rng = check_random_state(self.seed_)
         self.hidden_weights_, self.output_weights_ = self._train(training, rng)
         self.feature_masks_, self.hidden_masks_ = self._draw_masks(self.n_draws, rng)

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._base import BayesianHead
 from ._draws import DrawnHead
 from ._softmax import SoftmaxProblem, contrasts, find_mode
-from ._training import Mode, find_start
+from ._training import Mode, find_start, merge_rows
 
 __all__ = ["EnsembleHead"]
 
@@ -146,15 +146,15 @@ class EnsembleHead(DrawnHead):
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
         """
-        training = self._prepare(E, y, sample_weight, groups)
+        training = merge_rows(self._prepare(E, y, sample_weight, groups))
         start = find_start(training, self.prior_precision)
         rng = check_random_state(self.seed_)
-        units = np.unique(training.groups, return_inverse=True)[1]
-        counts = np.bincount(units, training.weights)
+        counts = np.bincount(training.groups, training.weights)
         members = []
         self.n_iter_ = 0
         for _ in range(self.n_members):
-            weights = training.weights * (rng.gamma(counts) / counts)[units]
+            drawn = np.maximum(rng.gamma(counts), np.finfo(float).tiny)  # tiny weights may all be drawn as zero
+            weights = training.weights * (drawn / counts)[training.groups]
             member, n_iter = self._member(start, replace(start.problem, weights=weights), rng)
             members.append(member)
             self.n_iter_ += n_iter

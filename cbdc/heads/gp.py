@@ -17,6 +17,8 @@ from ._base import BayesianHead, padded_blocks
 from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
 from ._predictive import normal_points
 from ._softmax import Prior, SoftmaxProblem, contrasts, find_mode
+from ._training import merge_rows
+from .laplace import _principal_axes
 
 __all__ = ["RandomFeatureGPHead"]
 
@@ -204,11 +206,11 @@ class RandomFeatureGPHead(BayesianHead):
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
         """
-        X, codes, weights, _ = self._prepare(E, y, sample_weight, groups)
+        X, codes, weights, _ = merge_rows(self._prepare(E, y, sample_weight, groups))
         rng = check_random_state(self.seed_)
         self.length_scale_ = _median_distance(X, rng) if self.length_scale == "median" else float(self.length_scale)
         features = self._draw_features(X, rng)
-        energy, axes = _eigenvectors(features.T @ (features * weights[:, None].astype(X.dtype)))
+        axes, energy = _principal_axes(features, weights)
         self.projection_ = self.projection_ @ axes
         Z = features @ axes
         self._fit_posterior(SoftmaxProblem(Z, codes, weights, energy, len(self.classes_)))
@@ -222,8 +224,7 @@ class RandomFeatureGPHead(BayesianHead):
             self.anchors_ = (rng.standard_normal((self.n_features // 2, d)) / self.length_scale_).astype(X.dtype)
             self.projection_ = np.eye(2 * len(self.anchors_), dtype=X.dtype)
         else:
-            chosen = rng.choice(n, min(self.n_features, n), replace=False)
-            self.anchors_ = X[np.sort(chosen)]
+            self.anchors_ = X[rng.choice(n, min(self.n_features, n), replace=False)]
             kernel = _kernel(self.anchors_, self.anchors_, self.length_scale_)
             values, vectors = _eigenvectors(kernel)
             self.projection_ = (vectors / np.sqrt(values)).astype(X.dtype)
@@ -267,7 +268,7 @@ class RandomFeatureGPHead(BayesianHead):
         points -= points.mean(axis=0)
 
         def logit_factor(rows: slice) -> np.ndarray:
-            return self.posterior_.logit_factor(problem.Z[rows])
+            return self._logit_factor(problem.Z[rows])
 
         mean, _, _, n_iter = find_mode(
             problem,
@@ -312,6 +313,11 @@ class RandomFeatureGPHead(BayesianHead):
             draw[:] = np.exp(log_softmax(logits @ contrasts(n_classes).T, axis=1))
         return proba
 
+    def _logit_factor(self, Z: np.ndarray) -> np.ndarray:
+        """Factor of the covariance of each row's logits, with the variance that the features do not carry."""
+        missed = self._missed(Z)[:, None, None] * np.eye(len(self.classes_) - 1)
+        return self.posterior_.logit_factor(Z, missed)
+
     def _missed(self, Z: np.ndarray) -> np.ndarray:
         """Prior variance of the latent values that the features do not carry, (n,)."""
         return np.maximum(1 - np.sum(Z.astype(float) ** 2, axis=1), 0.0) / self.prior_precision_
@@ -321,7 +327,7 @@ class RandomFeatureGPHead(BayesianHead):
         B = contrasts(len(self.classes_))
         for block, n_rows in padded_blocks(X):
             Z = self._features(block)
-            factor = self.posterior_.logit_factor(Z, self._missed(Z)[:, None, None] * np.eye(B.shape[1]))
+            factor = self._logit_factor(Z)
             mean = Z @ self.posterior_mean_ @ B.T
             draws = mean[:n_rows, None] + self.normal_points_ @ factor[:n_rows].transpose(0, 2, 1)
             yield log_softmax(draws, axis=2)

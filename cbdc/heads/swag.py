@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._base import BayesianHead
 from ._draws import DrawnHead
 from ._softmax import contrasts
-from ._training import choose_batches, find_start
+from ._training import choose_batches, find_start, merge_rows
 
 __all__ = ["SWAGHead"]
 
@@ -154,7 +154,7 @@ class SWAGHead(DrawnHead):
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
         """
-        training = self._prepare(E, y, sample_weight, groups)
+        training = merge_rows(self._prepare(E, y, sample_weight, groups))
         start = find_start(training, self.prior_precision)
         rng = check_random_state(self.seed_)
         Z, total = start.problem.Z, training.weights.sum()
