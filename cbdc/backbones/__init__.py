@@ -1,11 +1,13 @@
 """Networks by name, and images to embeddings."""
 
 from .embedder import ImageEmbedder
+from .finetune import FineTuner
 from .lipschitz import LipschitzReport, convolution_norm, lipschitz_report
 from .networks import Backbone, create_backbone, list_backbones
 
 __all__ = [
     "Backbone",
+    "FineTuner",
     "ImageEmbedder",
     "LipschitzReport",
     "convolution_norm",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
@@ -18,10 +19,10 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
 from ..errors import ImageError
-from ..images import LesionImage, image_sha256, read_images, refusal_message, resize
+from ..images import LesionImage, image_sha256, read_images, refusal_message, resize, shades_of_gray
 from .cache import EmbeddingCache
 from .engines import make_engine
-from .networks import create_backbone
+from .networks import Backbone, create_backbone
 
 _MAX_LISTED = 10  # refused images named in one message
 
@@ -44,6 +45,14 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         it, its sides resized to the same length. Cropping 4:3 dermoscopic images cuts off an eighth at either end; on
         HAM10000 (three splits by lesion, tuned logistic regression) accuracy was .753 against .741 and negative
         log-likelihood .698 against .714. Squash photographs in which the lesion may lie at the edge.
+    image_size : int or None, default=None
+        Side of the network's square input, in pixels; None is the size that it was trained at.
+    color_constancy : {"shades_of_gray"} or None, default=None
+        Takes the cast of the light out of each image first, see `cbdc.images.shades_of_gray`; against a shift between
+        sites.
+    n_views : {1, 2, 4, 8}, default=1
+        Average the features over mirror images (2: left-right, 4: also upside down) and quarter turns (8): a lesion has
+        no upright. Takes that many times as long.
     cache_dir : str, Path or None, default=None
         Folder that keeps embeddings between runs, by the sha256 of the image. A run that was killed resumes where it
         was. Embeddings are made from images of patients: guard the folder as you guard those.
@@ -78,6 +87,9 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         "weights": [str, os.PathLike],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "resize": [StrOptions({"squash", "crop"})],
+        "image_size": [Interval(Integral, 32, None, closed="left"), None],
+        "color_constancy": [StrOptions({"shades_of_gray"}), None],
+        "n_views": [Options(Integral, {1, 2, 4, 8})],
         "cache_dir": [str, os.PathLike, None],
         "engine": [StrOptions({"auto", "onnx", "torch"})],
         "n_jobs": [Interval(Integral, 1, None, closed="left"), Options(Integral, {-1}), None],
@@ -91,6 +103,9 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         weights: str | Path = "default",
         batch_size: int = 32,
         resize: str = "crop",
+        image_size: int | None = None,
+        color_constancy: str | None = None,
+        n_views: int = 1,
         cache_dir: str | Path | None = None,
         engine: str = "auto",
         n_jobs: int | None = None,
@@ -100,6 +115,9 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.weights = weights
         self.batch_size = batch_size
         self.resize = resize
+        self.image_size = image_size
+        self.color_constancy = color_constancy
+        self.n_views = n_views
         self.cache_dir = cache_dir
         self.engine = engine
         self.n_jobs = n_jobs
@@ -138,10 +156,28 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             If the weights are not on this machine, or not those of the backbone.
         """
         self._validate_params()
-        self.backbone_ = create_backbone(self.backbone, self.weights)
+        return self.use(create_backbone(self.backbone, self.weights, image_size=self.image_size))
+
+    def use(self, backbone: Backbone) -> "ImageEmbedder":
+        """Be fitted to a network that is there already, for example one that was fine-tuned.
+
+        Parameters
+        ----------
+        backbone : Backbone
+
+        Returns
+        -------
+        ImageEmbedder
+            Itself.
+        """
+        self.backbone_ = backbone
         self._start_engine(self.engine)
         self._n_features_out = self.backbone_.n_features
-        preprocessing = {"resize": self.resize, "filter": "bilinear"}
+        preprocessing: dict[str, Any] = {"resize": self.resize, "filter": "bilinear"}
+        if self.color_constancy is not None:
+            preprocessing["color_constancy"] = self.color_constancy
+        if self.n_views > 1:
+            preprocessing["n_views"] = self.n_views
         identity = json.dumps([self.backbone_.fingerprint, preprocessing], sort_keys=True)
         self.fingerprint_ = hashlib.sha256(identity.encode()).hexdigest()
         return self
@@ -167,7 +203,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         embeddings, refusals = self.embed(X)
         if refusals:
-            raise ImageError(_listed(refusals, len(embeddings)))
+            raise ImageError(listed(refusals, len(embeddings)))
         return embeddings
 
     def embed(self, X: Any) -> tuple[np.ndarray, dict[int, ImageError]]:
@@ -187,8 +223,8 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         check_is_fitted(self)
         if not hasattr(self, "_engine"):
             self._start_engine(self.engine_.partition("-")[0])
-        sources = _as_sources(X)
-        n_threads = self._n_threads()
+        sources = as_sources(X)
+        n_threads = self.n_threads()
         size = min(self.batch_size, max(1, math.ceil(len(sources) / n_threads)))
         batches = [sources[start : start + size] for start in range(0, len(sources), size)]
         results: list[np.ndarray | ImageError] = []
@@ -216,7 +252,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         images = [item for item in batch if isinstance(item, LesionImage)]
         if not images:
             return batch
-        features = self._engine(np.stack([image.pixels for image in images]))
+        features = self._features(np.stack([image.pixels for image in images]))
         if cache is not None:
             cache.put({image.sha256: row for image, row in zip(images, features, strict=True)})
         fresh = iter(features)
@@ -233,17 +269,38 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                 return error
             if row is not None:
                 return row
-        size = self.backbone_.input_size
-        if self.resize == "squash":
-            return read_images([source], size=size, n_jobs=1)[0]
-        image = read_images([source], n_jobs=1)[0]
-        return LesionImage(_middle(image.pixels, size), image.sha256) if isinstance(image, LesionImage) else image
+        return self.read(source, self.backbone_.input_size)
+
+    def read(self, source: Any, size: tuple[int, int]) -> LesionImage | ImageError:
+        """An image as the network is shown it, but of any size; or why it cannot be used.
+
+        Parameters
+        ----------
+        source : path, bytes, uint8 array (H, W, 3) or LesionImage
+        size : (height, width)
+
+        Returns
+        -------
+        LesionImage or ImageError
+        """
+        image = read_images([source], size=size if self.resize == "squash" else None, n_jobs=1)[0]
+        if isinstance(image, ImageError):
+            return image
+        pixels = image.pixels if self.resize == "squash" else _middle(image.pixels, size)
+        return LesionImage(shades_of_gray(pixels) if self.color_constancy else pixels, image.sha256)
+
+    def _features(self, pixels: np.ndarray) -> np.ndarray:
+        """Uint8 (n, height, width, 3) to float32 (n, n_features), the mean over the views."""
+        total = self._engine(pixels)
+        for view in _views(pixels, self.n_views):
+            total += self._engine(np.ascontiguousarray(view))
+        return total / np.float32(self.n_views)
 
     def _start_engine(self, engine: str) -> None:
         self._engine = make_engine(self.backbone_, engine, self._cache_folder())
         self.engine_ = self._engine.name
 
-    def _n_threads(self) -> int:
+    def n_threads(self) -> int:
         if self.n_jobs not in (None, -1):
             return self.n_jobs
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -267,7 +324,14 @@ def _middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize(pixels[top : top + rows, left : left + columns], size)
 
 
-def _as_sources(X: Any) -> list[Any]:
+def _views(pixels: np.ndarray, n_views: int) -> Iterator[np.ndarray]:
+    """The other views of a batch: its mirror images, then the same of it turned by a quarter."""
+    for turned in (pixels, pixels.transpose(0, 2, 1, 3))[: 1 + n_views // 8]:
+        flips = [turned, turned[:, :, ::-1], turned[:, ::-1], turned[:, ::-1, ::-1]]
+        yield from flips[turned is pixels : min(n_views, 4)]
+
+
+def as_sources(X: Any) -> list[Any]:
     X = getattr(X, "images", X)
     if isinstance(X, str | bytes | bytearray | os.PathLike | LesionImage) or (
         isinstance(X, np.ndarray) and X.ndim == 3
@@ -280,7 +344,7 @@ def _as_sources(X: Any) -> list[Any]:
     return list(X)
 
 
-def _listed(refusals: dict[int, ImageError], n: int) -> str:
+def listed(refusals: dict[int, ImageError], n: int) -> str:
     lines = [f"{len(refusals)} of {n} images refused:", *map(str, list(refusals.values())[:_MAX_LISTED])]
     if len(refusals) > _MAX_LISTED:
         lines.append(f"and {len(refusals) - _MAX_LISTED} more (embed() gives them all).")

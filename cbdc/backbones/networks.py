@@ -1,5 +1,6 @@
 """Networks by name, as a table: where each is built, and where its weights and its classifier are."""
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -49,7 +50,9 @@ class Backbone:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def create_backbone(name: str, weights: str | Path = "default", *, random_state: int = 0) -> Backbone:
+def create_backbone(
+    name: str, weights: str | Path = "default", *, image_size: int | None = None, random_state: int = 0
+) -> Backbone:
     """Build a network by name, with weights that are on this machine.
 
     Parameters
@@ -63,6 +66,9 @@ def create_backbone(name: str, weights: str | Path = "default", *, random_state:
         - a file, ``.safetensors`` or ``.pth``: a state dict under the network's own names. Its classifier may have
           any number of classes or be absent, for it is not used.
         - ``"random"``: for tests of software only.
+    image_size : int or None, default=None
+        Side of the network's square input, in pixels; None is the size that it was trained at. A convolutional network
+        takes any from 32 up, best a multiple of 32; a vision transformer only its own.
     random_state : int, default=0
         Seeds ``weights="random"``.
 
@@ -73,7 +79,7 @@ def create_backbone(name: str, weights: str | Path = "default", *, random_state:
     Raises
     ------
     ParameterError
-        For an unknown name.
+        For an unknown name, or an image size that the network cannot take.
     MissingWeightsError
         If the weights are not on this machine; the message says how to get them. Nothing is ever downloaded.
     ModelFileError
@@ -112,16 +118,15 @@ def create_backbone(name: str, weights: str | Path = "default", *, random_state:
         if weights != "default":
             path, sha256_start = Path(weights), ""
         load_weights(network, name, path, sha256_start, architecture.heads)
-    network.eval().requires_grad_(False)
-    return Backbone(
-        name=name,
-        network=network,
-        input_size=architecture.input_size,
-        mean=architecture.mean,
-        std=architecture.std,
-        n_features=_count_features(network, name, architecture.input_size),
-        weights_sha256=state_sha256(network),
-    )
+    size = architecture.input_size if image_size is None else (image_size, image_size)
+    return finished_backbone(Backbone(name, network, size, architecture.mean, architecture.std, 0, ""))
+
+
+def finished_backbone(backbone: Backbone) -> Backbone:
+    """The same with its network in evaluation mode, its features counted and its weights hashed as they now are."""
+    network = backbone.network.eval().requires_grad_(False)
+    n_features = _count_features(network, backbone.name, backbone.input_size)
+    return dataclasses.replace(backbone, n_features=n_features, weights_sha256=state_sha256(network))
 
 
 def list_backbones() -> list[str]:
@@ -227,8 +232,14 @@ def _did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _count_features(network: nn.Module, name: str, input_size: tuple[int, int]) -> int:
-    with torch.inference_mode():
-        features = network(torch.zeros(1, 3, *input_size))
+    try:
+        with torch.inference_mode():
+            features = network(torch.zeros(1, 3, *input_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # each architecture raises its own kind
+        raise ParameterError(
+            f"image_size: backbone {name!r} takes no images of {input_size[0]} x {input_size[1]} pixels ({error}). Fix: "
+            "leave image_size out, or choose a multiple of 32 for a convolutional network."
+        ) from error
     if features.ndim != 2:
         shape = tuple(features.shape[1:])
         raise ValueError(f"backbone {name!r}: its features have the shape {shape}; expected one row for each image.")

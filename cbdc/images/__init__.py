@@ -7,6 +7,7 @@ ignored, so that the numbers are those stored in the file. The auxiliary picture
 gain map, preview) are ignored; several pages or frames in any other format are refused.
 """
 
+from .colour import shades_of_gray
 from .pixels import encode_image, resize, thumbnail_jpeg, thumbnail_png, write_image
 from .read import LesionImage, image_name, image_sha256, read_image, read_images, refusal_message
 
@@ -19,6 +20,7 @@ __all__ = [
     "read_images",
     "refusal_message",
     "resize",
+    "shades_of_gray",
     "thumbnail_jpeg",
     "thumbnail_png",
     "write_image",
