@@ -15,6 +15,7 @@ from . import __version__
 from .errors import CBDCError, DatasetError, ParameterError
 
 if TYPE_CHECKING:  # torch costs seconds at import; each command imports what it needs
+    from .backbones import FineTuner
     from .classifier import CBDCClassifier
     from .datasets import LesionDataset
     from .diagnosis import Diagnosis
@@ -23,6 +24,7 @@ __all__ = ["main"]
 
 _SOME_REFUSED = 3  # exit code
 _GROUPWISE = ("group", "class_and_group")
+_LOSSES = ("cross_entropy", "class_balanced", "focal", "logit_adjusted")
 _EPILOG = """\
 exit codes: 0 done, 1 something in your data or arguments to mend (said in one sentence), 2 wrong usage,
 3 done, but some images were refused (each has its row and reason)
@@ -131,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_dataset(fit)
     fit.add_argument("--out", type=_out_file(), required=True, help="model file to write, for example ham.cbdc")
     _add_backbone(fit)
+    fit.add_argument("--image-size", type=int, help="side of the network's square input (default: its own)")
+    fit.add_argument("--views", type=int, default=1, choices=[1, 2, 4, 8], help="mirror images and turns averaged over")
+    fit.add_argument("--color-constancy", choices=["shades_of_gray"], help="take the cast of the light out first")
+    fit.add_argument(
+        "--fine-tune", action="store_true", help="teach the network on a part of the training lesions first"
+    )
+    fit.add_argument("--epochs", type=int, help="of --fine-tune (default: 20)")
+    fit.add_argument("--minutes", type=float, help="budget of --fine-tune; lowers the epochs to what will fit")
+    fit.add_argument("--loss", choices=_LOSSES, help="of --fine-tune (default: cross_entropy)")
+    fit.add_argument("--checkpoint", type=_out_file(), help="file from which --fine-tune resumes if it was killed")
     fit.add_argument("--head", default="laplace", help="Bayesian head: a name in cbdc.heads.HEADS")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
     fit.add_argument("--score", default="lac", choices=scores, help="conformity score")
@@ -280,6 +292,10 @@ def _fit(arguments: argparse.Namespace) -> None:
         arguments.backbone,
         arguments.head,
         weights=arguments.weights,
+        fine_tune=_fine_tuner(arguments),
+        image_size=arguments.image_size,
+        color_constancy=arguments.color_constancy,
+        n_views=arguments.views,
         score=arguments.score,
         condition_on=None if arguments.condition_on == "none" else arguments.condition_on,
         guarantee=arguments.guarantee,
@@ -299,6 +315,18 @@ def _fit(arguments: argparse.Namespace) -> None:
         f"  cbdc evaluate {arguments.out} {arguments.dataset} --root {arguments.root} --out evaluation\n"
         f"{clf.certificate()}"
     )
+
+
+def _fine_tuner(arguments: argparse.Namespace) -> "FineTuner | None":
+    given = {name: getattr(arguments, name) for name in ("epochs", "minutes", "loss", "checkpoint")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not arguments.fine_tune:
+        if given:
+            raise ParameterError(f"--{next(iter(given))}: it goes with --fine-tune; give both, or leave it out.")
+        return None
+    from .backbones import FineTuner
+
+    return FineTuner(**given, verbose=not arguments.quiet)
 
 
 def _settle_groups(arguments: argparse.Namespace, dataset: "LesionDataset") -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
@@ -344,7 +344,7 @@ def as_sources(X: Any) -> list[Any]:
     return list(X)
 
 
-def listed(refusals: dict[int, ImageError], n: int) -> str:
+def listed(refusals: Mapping[int, object], n: int) -> str:
     lines = [f"{len(refusals)} of {n} images refused:", *map(str, list(refusals.values())[:_MAX_LISTED])]
     if len(refusals) > _MAX_LISTED:
         lines.append(f"and {len(refusals) - _MAX_LISTED} more (embed() gives them all).")

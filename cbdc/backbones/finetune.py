@@ -24,7 +24,7 @@ from .augment import MARGIN, Augmenter
 from .embedder import ImageEmbedder, as_sources, listed
 from .losses import LOSSES, Loss
 from .networks import create_backbone, finished_backbone
-from .training import Data, Settings, seconds_per_image, stages_of, train
+from .training import Data, Settings, seconds_per_image, train
 
 __all__ = ["LIGHT", "FineTuner"]
 
@@ -63,8 +63,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         See `cbdc.backbones.losses.Loss`.
     label_smoothing : float, default=0.05
     mixup : float, default=0.0
-        Parameter of the Beta law of the share in which two images are blended (Zhang et al., arXiv:1710.09412); 0 blends
-        none.
+        Parameter of the Beta law of the share in which two images are blended (Zhang et al., arXiv:1710.09412); with 0
+        none are.
     dropout : float, default=0.2
         Of features, before the classifier.
     augment : sequence of str or None, default=("brightness", "contrast", "gamma", "white_balance", "saturation")
@@ -389,7 +389,7 @@ def _pixels(
 
     Decoded and resized once, before the first epoch.
     """
-    large = tuple(round(MARGIN * side) for side in size)
+    large = (round(MARGIN * size[0]), round(MARGIN * size[1]))
     store = np.empty((len(sources), *large, 3), dtype=np.uint8)
     shown = np.empty((len(held_out), *size, 3), dtype=np.uint8)
     place = {int(row): i for i, row in enumerate(held_out)}
@@ -406,11 +406,9 @@ def _pixels(
 
     with ThreadPoolExecutor(embedder.n_threads()) as pool:
         found = list(pool.map(read, range(len(sources))))
-    refusals = {
-        i: ImageError(refusal_message(sources[i], i, item)) for i, item in enumerate(found) if isinstance(item, ImageError)
-    }
-    if refusals:
-        raise ImageError(listed(refusals, len(sources)))
+    refused = {i: item for i, item in enumerate(found) if isinstance(item, ImageError)}
+    if refused:
+        raise ImageError(listed({i: refusal_message(sources[i], i, item) for i, item in refused.items()}, len(sources)))
     return store, shown, hashlib.sha256("".join(map(str, found)).encode()).hexdigest()
 
 

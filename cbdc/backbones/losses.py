@@ -35,8 +35,8 @@ class Loss:
     With p the softmax of the logits z, pi the shares of the classes and n_c their cases:
 
     - ``cross_entropy``: -log p_y.
-    - ``class_balanced``: (1 - b) / (1 - b^n_y) times that, b = 0.999, scaled to a mean of 1 over the training cases (Cui
-      et al., arXiv:1901.05555).
+    - ``class_balanced``: (1 - b) / (1 - b^n_y) times that, b = 0.999, its mean over the training cases scaled to 1
+      (Cui et al., arXiv:1901.05555).
     - ``focal``: (1 - p_y)^2 times that (Lin et al., arXiv:1708.02002).
     - ``logit_adjusted``: -log of the softmax of z + log pi (Menon et al., arXiv:2007.07314); the logits themselves are
       those of evenly frequent classes.

@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -129,6 +130,27 @@ def finished_backbone(backbone: Backbone) -> Backbone:
     return dataclasses.replace(backbone, n_features=n_features, weights_sha256=state_sha256(network))
 
 
+def network_arrays(backbone: Backbone) -> dict[str, np.ndarray]:
+    """All parameters and buffers of a backbone's network, by name; `backbone_of` makes the backbone again."""
+    return {name: value.detach().cpu().numpy() for name, value in backbone.network.state_dict().items()}
+
+
+def backbone_of(name: str, arrays: Mapping[str, np.ndarray], *, image_size: int | None = None) -> Backbone:
+    """The backbone of that name, its network filled with the arrays of `network_arrays`.
+
+    Raises
+    ------
+    ModelFileError
+        If the arrays are not those of this network.
+    """
+    backbone = create_backbone(name, "random", image_size=image_size)
+    try:
+        backbone.network.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in arrays.items()})
+    except RuntimeError as error:
+        raise ModelFileError(f"network of {name}: {error}") from error
+    return finished_backbone(backbone)
+
+
 def list_backbones() -> list[str]:
     """Names that `create_backbone` knows; those of timm come on top.
 
@@ -237,8 +259,8 @@ def _count_features(network: nn.Module, name: str, input_size: tuple[int, int]) 
             features = network(torch.zeros(1, 3, *input_size))
     except (AssertionError, RuntimeError, ValueError) as error:  # each architecture raises its own kind
         raise ParameterError(
-            f"image_size: backbone {name!r} takes no images of {input_size[0]} x {input_size[1]} pixels ({error}). Fix: "
-            "leave image_size out, or choose a multiple of 32 for a convolutional network."
+            f"image_size: backbone {name!r} takes no images of {input_size[0]} x {input_size[1]} pixels ({error}). "
+            "Fix: leave image_size out, or choose a multiple of 32 for a convolutional network."
         ) from error
     if features.ndim != 2:
         shape = tuple(features.shape[1:])

@@ -1,4 +1,4 @@
-"""The training loop: rates, averaged weights, checkpoints; every epoch seeded, so that a run that resumes is the same."""
+"""The training loop: rates, averaged weights, checkpoints. Every epoch is seeded: a run that resumes is the same."""
 
 import copy
 import math
@@ -80,7 +80,7 @@ class _Network(nn.Module):
     def __init__(self, backbone: Backbone, n_classes: int, settings: "Settings") -> None:
         super().__init__()
         self.backbone = backbone.network
-        self.bfloat16 = settings.bfloat16
+        self._in_bfloat16 = settings.bfloat16
         self.dropout = nn.Dropout(settings.dropout)
         self.classifier = nn.Linear(backbone.n_features, n_classes)
         nn.init.zeros_(self.classifier.weight)
@@ -93,7 +93,7 @@ class _Network(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             features = self.backbone(x)
         return self.classifier(self.dropout(features.float()))  # three digits would be too few for a likelihood
 
@@ -163,10 +163,9 @@ def stages_of(network: nn.Module) -> list[nn.Module]:
 
     def opened(module: nn.Module) -> Iterator[nn.Module]:
         for child in module.children():
-            size = sum(p.numel() for p in child.parameters())
-            if size and isinstance(child, nn.Sequential | nn.ModuleList) and len(list(child.children())) > 1:
-                yield from opened(child)
-            elif size > total / 2 and list(child.children()):
+            size, n_parts = sum(p.numel() for p in child.parameters()), len(list(child.children()))
+            is_container = isinstance(child, nn.Sequential | nn.ModuleList)
+            if n_parts and (size > total / 2 or (size and is_container and n_parts > 1)):
                 yield from opened(child)
             elif size:
                 yield child
@@ -189,7 +188,7 @@ class _Run:
         self._data, self._settings, self._loss, self._augmenter, self._device = data, settings, loss, augmenter, device
         self.state = TrainedState()
         network = _Network(backbone, len(loss.offset), settings)
-        self._network = network.to(device, memory_format=torch.channels_last)
+        self._network = network.to(device).to(memory_format=torch.channels_last)
         for module in self._network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None:
                 module.momentum = max(module.momentum, _MOMENTUM)
@@ -222,7 +221,9 @@ class _Run:
         }
         self.state.history.append(row)
         if self.state.best_epoch == number:
-            self.state.weights = {key: value.detach().cpu().clone() for key, value in self._average.state_dict().items()}
+            self.state.weights = {
+                key: value.detach().cpu().clone() for key, value in self._average.state_dict().items()
+            }
         return row
 
     def step(self, pixels: Tensor, y: Tensor, rng: np.random.Generator) -> float:
@@ -257,8 +258,8 @@ class _Run:
         arrays, document = read_modelfile(path)
         if document.get("identity") != identity:
             raise ModelFileError(
-                f"checkpoint {path.name}: of another run (other data, settings or seed). Fix: delete it, or give another "
-                "name."
+                f"checkpoint {path.name}: of another run (other data, settings or seed). Fix: delete it, or "
+                "give another name."
             )
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         self._network.load_state_dict(_part(tensors, "network."))
