@@ -709,8 +709,8 @@ def _provenance(X: Any, labels: Any) -> dict[str, Any]:
     }
 
 
-def _settings_of(tuner: FineTuner) -> dict[str, Any]:
-    """Parameters of the tuning, without those of the machine."""
+def _settings_of(tuner: Any) -> dict[str, Any]:
+    """Parameters of a `FineTuner`, without those of the machine."""
     settings = tuner.get_params(deep=False)
     for name in ("embedder", "checkpoint", "verbose"):
         del settings[name]

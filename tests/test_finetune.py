@@ -1,0 +1,379 @@
+"""Fine-tuning: what is held out, losses, rates, freezing, resuming, and the way through `CBDCClassifier`."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cbdc import CBDCClassifier, ImageEmbedder, make_lesions
+from cbdc.backbones import FineTuner, create_backbone, finetune, training
+from cbdc.backbones.augment import Augmenter
+from cbdc.backbones.finetune import hold_out
+from cbdc.backbones.losses import LOSSES, Loss
+from cbdc.backbones.weights import state_sha256
+from cbdc.cli import main
+from cbdc.errors import DatasetError, ImageError, ModelFileError, ParameterError
+from cbdc.images import write_image
+
+SIZE = 32
+
+
+def quick(**parameters):
+    parameters = {
+        "epochs": 1,
+        "augment": None,
+        "random_state": 0,
+        "precision": "float32",
+        "batch_size": 16,
+    } | parameters
+    return FineTuner(ImageEmbedder(image_size=SIZE), **parameters)
+
+
+def plain_images(n=48, seed=0):
+    """Bright and dark squares, and their labels."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    return (rng.integers(0, 60, (n, SIZE, SIZE, 3)) + 150 * y[:, None, None, None]).astype(np.uint8), y
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    X, y = plain_images()
+    return quick(epochs=8, learning_rate=5e-3, ema_decay=0.5, blocks=3).fit(X, y), X, y
+
+
+# --- what is held out
+
+
+@st.composite
+def labelled_groups(draw):
+    """Class indices and groups of which every class has at least two of its own."""
+    n_classes = draw(st.integers(2, 4))
+    codes, groups = [], []
+    for k in range(n_classes):
+        for _ in range(draw(st.integers(2, 6))):
+            size = draw(st.integers(1, 3))
+            codes += [k] * size
+            groups += [len(set(groups))] * size
+    order = draw(st.permutations(range(len(codes))))
+    return np.array(codes)[order], np.array(groups)[order]
+
+
+@given(labelled_groups(), st.floats(0.05, 0.95), st.integers(0, 10))
+def test_whole_groups_are_held_out_and_each_class_is_on_either_side(data, fraction, seed):
+    codes, groups = data
+    classes = np.unique(codes)
+    held_out = hold_out(codes, groups, fraction, classes, seed)
+    rest = np.setdiff1d(np.arange(len(codes)), held_out)
+    assert not set(groups[held_out]) & set(groups[rest])
+    assert set(codes[held_out]) == set(codes[rest]) == set(classes)
+    for k in classes:
+        n = len(set(groups[codes == k]))
+        assert len(set(groups[held_out][codes[held_out] == k])) == np.clip(round(fraction * n), 1, n - 1)
+    np.testing.assert_array_equal(held_out, hold_out(codes, groups, fraction, classes, seed))
+
+
+def test_a_class_of_one_lesion_cannot_be_split():
+    with pytest.raises(DatasetError, match="class df: 1 lesion of its own"):
+        hold_out(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2]), 0.2, np.array(["df", "nv"]), 0)
+
+
+def test_a_group_of_two_classes_counts_for_the_rarer():
+    codes, groups = np.array([0, 1, 0, 0, 0, 1]), np.array([0, 0, 1, 2, 3, 4])
+    held_out = hold_out(codes, groups, 0.5, np.array(["nv", "mel"]), 0)
+    assert len(set(groups[held_out]) & {0, 4}) == 1
+
+
+# --- losses
+
+
+@given(st.integers(0, 100))
+def test_losses_are_those_of_the_papers(seed):
+    rng = np.random.default_rng(seed)
+    z, y, counts = rng.normal(size=(8, 3)), rng.integers(0, 3, 8), np.array([50, 7, 1200])
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    log_p_y = log_p[np.arange(8), y]
+    adjusted = z + np.log(counts / counts.sum())
+    weights = (1 - 0.999) / (1 - 0.999**counts)
+    weights /= weights @ counts / counts.sum()
+    expected = {
+        "cross_entropy": -log_p_y,
+        "class_balanced": -weights[y] * log_p_y,
+        "focal": -((1 - np.exp(log_p_y)) ** 2) * log_p_y,
+        "logit_adjusted": -(adjusted[np.arange(8), y] - np.log(np.exp(adjusted).sum(axis=1))),
+    }
+    for name in LOSSES:
+        found = Loss(name, counts)(torch.from_numpy(z), torch.from_numpy(y)).numpy()
+        np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-7)
+    smooth = Loss("cross_entropy", counts, 0.3)(torch.from_numpy(z), torch.from_numpy(y)).numpy()
+    np.testing.assert_allclose(smooth, -0.7 * log_p_y - 0.3 * log_p.mean(axis=1), rtol=1e-6)
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ParameterError, match="loss: got 'hinge'"):
+        Loss("hinge", np.array([1, 2]))
+
+
+# --- rates and stages
+
+
+def settings_of(**changes):
+    return quick(**changes)._settings(0)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle"])
+def test_rates_rise_to_the_peak_and_fall_to_nothing(schedule):
+    chosen = settings_of(schedule=schedule, warmup=0.1)
+    rates = np.array([training._rate(t, chosen) for t in np.linspace(0, 1, 1001)])
+    peak = rates.argmax()
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[peak] == pytest.approx(1)
+    assert peak == {"cosine": 100, "one_cycle": 300}[schedule]
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+
+
+def test_without_warmup_the_first_rate_is_the_peak():
+    assert training._rate(0.0, settings_of(warmup=0)) == 1
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "densenet121"])
+def test_stages_are_all_of_the_network_in_order(name):
+    network = create_backbone(name, "random").network
+    stages = training.stages_of(network)
+    assert len(stages) > 5
+    assert [id(p) for stage in stages for p in stage.parameters()] == [id(p) for p in network.parameters()]
+
+
+def test_rates_fall_towards_the_image_and_vectors_do_not_decay():
+    backbone = create_backbone("efficientnet_lite0", "random", image_size=SIZE)
+    X, y = plain_images(8)
+    data = training.Data(X, y, np.arange(6), np.arange(6, 8), X[6:])
+    run = training._Run(
+        backbone, data, settings_of(layer_decay=0.5), Loss("cross_entropy", np.array([3, 3])), None, "cpu"
+    )
+    rate = {id(p): group["peak"] for group in run._optimiser.param_groups for p in group["params"]}
+    depth = [rate[id(next(stage.parameters()))] for stage in training.stages_of(backbone.network)]
+    np.testing.assert_allclose(depth, 2e-3 * 0.5 ** np.arange(len(depth), 0, -1))
+    for group in run._optimiser.param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+# --- what is shown
+
+
+def test_what_an_image_becomes_depends_on_it_and_the_epoch_alone():
+    store = np.random.default_rng(0).integers(0, 256, (5, 37, 37, 3), dtype=np.uint8)
+    augmenter = Augmenter((32, 32), finetune.LIGHT, 3, seed=1)
+    together = augmenter.batch(store, np.arange(5), 2)
+    alone = np.concatenate([augmenter.batch(store, np.array([i]), 2) for i in range(5)])
+    np.testing.assert_array_equal(together, alone)
+    assert together.shape == (5, 32, 32, 3)
+    assert (together != augmenter.batch(store, np.arange(5), 3)).any(axis=(1, 2, 3)).all()
+
+
+def test_a_warp_shows_the_same_colours():
+    store = np.full((3, 37, 37, 3), (200, 120, 90), dtype=np.uint8)
+    np.testing.assert_array_equal(Augmenter((32, 32), (), 1, 0).batch(store, np.arange(3), 0), store[:, :32, :32])
+
+
+# --- training
+
+
+def test_it_learns_what_can_be_learnt(tuned):
+    tuner, X, y = tuned
+    assert [row["epoch"] for row in tuner.history_] == list(range(1, 9))
+    assert tuner.history_[-1]["loss"] < tuner.history_[0]["loss"]
+    logits = tuner.transform(X) @ tuner.coef_.T + tuner.intercept_ + tuner.offset_
+    assert np.mean(tuner.classes_[logits.argmax(axis=1)] == y) >= 0.9
+
+
+def test_the_best_epoch_is_kept_and_its_history_is_what_the_network_does(tuned):
+    tuner, X, y = tuned
+    nll = [row["held_out_nll"] for row in tuner.history_]
+    assert tuner.best_epoch_ == 1 + int(np.argmin(nll))
+    logits = tuner.transform(X[tuner.held_out_]) @ tuner.coef_.T + tuner.intercept_
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert -log_p[np.arange(len(log_p)), y[tuner.held_out_]].mean() == pytest.approx(min(nll), abs=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "logit_adjusted", "mixup": 0.3, "augment": ["brightness"]}])
+def test_a_seed_gives_a_network_and_leaves_other_generators_alone(options):
+    X, y = plain_images(12)
+    before = torch.get_rng_state()
+    first, again, other = (quick(random_state=seed, **options).fit(X, y).embedder_ for seed in (0, 0, 1))
+    assert first.fingerprint_ == again.fingerprint_ != other.fingerprint_
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_frozen_stages_do_not_change():
+    X, y = plain_images(12)
+    start = create_backbone("efficientnet_lite0", image_size=SIZE).network
+    for blocks in (0, 2):
+        network = quick(blocks=blocks).fit(X, y).embedder_.backbone_.network
+        n = len(training.stages_of(network))
+        for i, (old, new) in enumerate(zip(training.stages_of(start), training.stages_of(network), strict=True)):
+            same = all(
+                torch.equal(a, b) for a, b in zip(old.state_dict().values(), new.state_dict().values(), strict=True)
+            )
+            assert same == (i < n - blocks)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path, monkeypatch):
+    X, y = plain_images(16)
+    options = {"epochs": 3, "mixup": 0.2, "augment": ["contrast"], "loss": "class_balanced"}
+    whole = quick(**options).fit(X, y)
+    path = tmp_path / "run.checkpoint"
+
+    def die(row):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    killed = quick(checkpoint=path, verbose=True, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "_print_row", die)
+        with pytest.raises(KeyboardInterrupt):
+            killed.fit(X, y)
+    resumed = quick(checkpoint=path, **options).fit(X, y)
+    assert resumed.embedder_.fingerprint_ == whole.embedder_.fingerprint_
+    for name in ("loss", "held_out_nll"):
+        assert [row[name] for row in resumed.history_] == [row[name] for row in whole.history_]
+    with pytest.raises(ModelFileError, match="of another run"):
+        quick(checkpoint=path, **(options | {"mixup": 0.1})).fit(X, y)
+    with pytest.raises(ModelFileError, match="of another run"):
+        quick(checkpoint=path, **options).fit(X[::-1], y[::-1])
+
+
+def test_patience_ends_a_run(monkeypatch):
+    X, y = plain_images(12)
+    nll = iter([3.0, 1.0, 2.0, 2.0, 0.5])
+    look = training._Run._look
+    monkeypatch.setattr(training._Run, "_look", lambda run: look(run) | {"held_out_nll": next(nll)})
+    tuner = quick(epochs=5, patience=2).fit(X, y)
+    assert len(tuner.history_) == 4
+    assert tuner.best_epoch_ == 2
+
+
+def test_a_budget_lowers_the_epochs(monkeypatch):
+    X, y = plain_images(12)
+    monkeypatch.setattr(finetune, "seconds_per_image", lambda *_: 1.0)
+    held_out = len(quick().fit(X, y).held_out_)
+    an_epoch = 12 - held_out + 0.3 * held_out
+    assert quick(epochs=9, minutes=2.5 * an_epoch / 60).fit(X, y).n_epochs_ == 2
+    assert quick(epochs=2, minutes=1000).fit(X, y).n_epochs_ == 2
+    assert quick(epochs=2, minutes=0.001).fit(X, y).n_epochs_ == 1
+
+
+def test_the_speed_is_measured_on_a_copy():
+    backbone = create_backbone("efficientnet_lite0", image_size=SIZE)
+    X, y = plain_images(8)
+    data = training.Data(X, y, np.arange(6), np.arange(6, 8), X[6:])
+    seconds = training.seconds_per_image(backbone, data, settings_of(), Loss("cross_entropy", np.array([3, 3])))
+    assert 0 < seconds < 60
+    assert state_sha256(backbone.network) == backbone.weights_sha256
+
+
+def test_bfloat16_where_the_processor_has_it():
+    X, y = plain_images(12)
+    can = finetune._computes_bfloat16()
+    assert quick(precision="auto").fit(X, y).precision_ == ("bfloat16" if can else "float32")
+    if not can:
+        with pytest.raises(ParameterError, match="no such arithmetic"):
+            quick(precision="bfloat16").fit(X, y)
+
+
+# --- bad input
+
+
+def test_bad_input_is_told():
+    X, y = plain_images(8)
+    with pytest.raises(ValueError, match="y is missing"):
+        quick().fit(X)
+    with pytest.raises(ValueError, match=r"y: got shape \(7,\) for 8 images"):
+        quick().fit(X, y[:7])
+    with pytest.raises(ValueError, match=r"groups: got shape \(3,\)"):
+        quick().fit(X, y, groups=[1, 2, 3])
+    with pytest.raises(DatasetError, match="one class only, 0"):
+        quick().fit(X, np.zeros(8, dtype=int))
+    with pytest.raises(ParameterError, match=r"augment: \['snow'\] unknown"):
+        quick(augment=["snow"]).fit(X, y)
+    with pytest.raises(ImageError, match="1 of 8 images refused"):
+        quick().fit([b"no image", *X[1:]], y)
+    with pytest.raises(ValueError, match="'epochs' parameter"):
+        quick(epochs=0).fit(X, y)
+
+
+def test_a_network_that_takes_no_other_size_says_so():
+    with pytest.raises(ParameterError, match="image_size: backbone 'vit_b_16' takes no images of 96 x 96"):
+        create_backbone("vit_b_16", "random", image_size=96)
+
+
+# --- through the classifier
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    data = make_lesions(90, image_size=48, random_state=0)
+    return data.split(random_state=0)
+
+
+def test_the_head_sees_what_was_held_out_alone(lesions, tmp_path):
+    train, calibration, test = lesions
+    clf = CBDCClassifier(
+        image_size=SIZE,
+        n_views=2,
+        fine_tune=FineTuner(epochs=1),
+        condition_on=None,
+        confidence_level=0.8,
+        random_state=0,
+    )
+    clf.fit(train)
+    tuner = clf.fine_tuner_
+    expected = clf.head_.__class__(random_state=0).fit(
+        clf.embedder_.transform([train.images[i] for i in tuner.held_out_]), train.labels[tuner.held_out_]
+    )
+    embeddings = clf.embedder_.transform(test.images)
+    np.testing.assert_array_equal(clf.predict_proba(test.images), expected.predict_proba(embeddings))
+    groups = train.groups()
+    assert not set(groups[tuner.held_out_]) & set(np.delete(groups, tuner.held_out_))
+    clf.conformalize(calibration)
+    loaded = CBDCClassifier.load(clf.save(tmp_path / "m.cbdc"))
+    np.testing.assert_array_equal(loaded.predict_set(test.images), clf.predict_set(test.images))
+    again = CBDCClassifier.load(loaded.save(tmp_path / "again.cbdc"))
+    np.testing.assert_array_equal(again.predict_proba(test.images), clf.predict_proba(test.images))
+    assert loaded.provenance_["fine_tuning"] == {
+        "n_trained": len(train) - len(tuner.held_out_),
+        "n_held_out": len(tuner.held_out_),
+        "n_epochs": 1,
+        "best_epoch": 1,
+        "precision": tuner.precision_,
+    }
+    assert json.dumps(loaded.provenance_)
+
+
+def test_the_embedder_of_the_tuner_is_that_of_the_classifier(lesions):
+    with pytest.raises(ParameterError, match="its embedder is that of the classifier"):
+        CBDCClassifier(fine_tune=FineTuner(ImageEmbedder())).fit(lesions[0])
+
+
+def test_the_command_line_fine_tunes(tmp_path, capsys):
+    folder = tmp_path / "lesions"
+    for k, name in enumerate(("dark", "bright")):
+        (folder / name).mkdir(parents=True)
+        for i, image in enumerate(plain_images(40, seed=k)[0][k::2]):
+            write_image(image, folder / name / f"{name}{i}.png")
+    out = tmp_path / "m.cbdc"
+    fit = ["fit", "folder", "--root", str(folder), "--out", str(out), "--image-size", "32", "--condition-on", "none"]
+    assert main([*fit, "--epochs", "1", "--quiet"]) == 1
+    assert "--epochs: it goes with --fine-tune" in capsys.readouterr().err
+    assert (
+        main([*fit, "--fine-tune", "--epochs", "1", "--minutes", "5", "--loss", "focal", "--confidence-level", "0.5"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "held-out NLL" in printed
+    assert CBDCClassifier.load(out).fine_tune.loss == "focal"
