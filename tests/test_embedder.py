@@ -25,7 +25,7 @@ from cbdc.backbones import ImageEmbedder
 from cbdc.backbones import embedder as embedder_module
 from cbdc.backbones.cache import EmbeddingCache
 from cbdc.errors import CBDCError, ImageError
-from cbdc.images import encode_image, read_image, read_images, write_image
+from cbdc.images import encode_image, read_image, read_images, shades_of_gray, write_image
 
 
 class CountingEngine:
@@ -405,3 +405,30 @@ def test_a_killed_run_resumes(embedder, tmp_path):
     resumed = counting(cache_dir=tmp_path)
     np.testing.assert_array_equal(resumed.transform(photos), embedder.transform(photos))
     assert 2 <= len(resumed._engine.seen) <= 40 - 6
+
+
+# --- views, size, colour constancy
+
+
+@pytest.mark.parametrize("n_views", [2, 4, 8])
+def test_views_make_the_embedding_blind_to_mirrors_and_turns(n_views):
+    X = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    embedder = ImageEmbedder(n_views=n_views, image_size=64).fit()
+    flips = [X[:, :, ::-1], X[:, ::-1], X[:, ::-1, ::-1], X.transpose(0, 2, 1, 3), np.rot90(X, axes=(1, 2))]
+    for view in flips[: {2: 1, 4: 3, 8: 5}[n_views]]:
+        np.testing.assert_allclose(embedder.transform(np.ascontiguousarray(view)), embedder.transform(X), atol=1e-4)
+    single = ImageEmbedder(image_size=64).fit()
+    mean = sum(single.transform(np.ascontiguousarray(v)) for v in (X, X[:, :, ::-1])) / 2
+    np.testing.assert_allclose(ImageEmbedder(n_views=2, image_size=64).fit_transform(X), mean, atol=1e-4)
+
+
+def test_what_is_shown_is_part_of_the_fingerprint():
+    options = [{}, {"image_size": 64}, {"n_views": 2}, {"color_constancy": "shades_of_gray"}, {"resize": "squash"}]
+    assert len({ImageEmbedder(**each).fit().fingerprint_ for each in options}) == len(options)
+
+
+def test_colour_constancy_is_that_of_the_images_room():
+    X = np.random.default_rng(0).integers(30, 150, (2, 64, 64, 3), dtype=np.uint8)
+    corrected = np.stack([shades_of_gray(x) for x in X])
+    found = ImageEmbedder(image_size=64, color_constancy="shades_of_gray").fit_transform(X)
+    np.testing.assert_allclose(found, ImageEmbedder(image_size=64).fit_transform(corrected), atol=1e-5)

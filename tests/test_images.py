@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as npst
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from cbdc import images
-from cbdc.errors import ImageError
+from cbdc.errors import ImageError, ParameterError
 from cbdc.images import (
     LesionImage,
     encode_image,
@@ -25,6 +25,7 @@ from cbdc.images import (
     read_images,
     refusal_message,
     resize,
+    shades_of_gray,
     thumbnail_jpeg,
     thumbnail_png,
     write_image,
@@ -341,3 +342,35 @@ def test_wrong_arguments_say_what_is_allowed(tmp_path):
 def test_empty_batch():
     assert read_images([]) == []
     assert set(images.__all__) <= set(dir(images))
+
+
+# --- colour constancy
+
+
+@given(npst.arrays(np.uint8, (8, 9, 3), elements=st.integers(20, 200)), st.sampled_from([1, 2, 6, np.inf]))
+def test_shades_of_gray_makes_the_light_gray(pixels, norm):
+    once = shades_of_gray(pixels, norm)
+    values = once.reshape(-1, 3).astype(float)
+    unclipped = values.max() < 255
+    light = values.max(axis=0) if norm == np.inf else np.mean(values**norm, axis=0) ** (1 / norm)
+    if unclipped:
+        assert np.ptp(light) <= 1.5  # two roundings to whole levels
+
+
+def test_shades_of_gray_takes_a_cast_out():
+    rng = np.random.default_rng(0)
+    plain = rng.integers(40, 120, (20, 20, 3))
+    cast = np.rint(plain * [1.6, 1.0, 1 / 1.6]).astype(np.uint8)
+    difference = shades_of_gray(cast).astype(int) - shades_of_gray(plain.astype(np.uint8))
+    assert np.abs(difference).max() <= 2
+    gray = np.repeat(plain[..., :1], 3, axis=2).astype(np.uint8)
+    np.testing.assert_array_equal(shades_of_gray(gray), gray)
+
+
+def test_shades_of_gray_leaves_a_dark_channel_alone_and_refuses_others():
+    black = np.zeros((4, 4, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(shades_of_gray(black), black)
+    with pytest.raises(ParameterError, match="norm: got 0.5"):
+        shades_of_gray(black, 0.5)
+    with pytest.raises(ImageError, match="float64 array"):
+        shades_of_gray(black.astype(float))
