@@ -4,13 +4,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint theory benchmarks clean help
+.PHONY: demo test test-all lint theory benchmarks experiments clean help
 
 help:
 	@echo "make demo        train, calibrate, evaluate and explain on made lesions; opens with demo/report.html"
 	@echo "make test        the quick tests, ruff, mypy and the docs' examples"
 	@echo "make test-all    the slow tests too (and the real-data ones where CBDC_DATA is set)"
 	@echo "make theory      let Coq check the proofs"
+	@echo "make experiments DATA=DIR   every experiment that has no results yet (QUICK=1: on made lesions, a few minutes)"
 	@echo "make benchmarks  cbdc beside its peers, in one run"
 
 $(STAMP): pyproject.toml
@@ -48,6 +49,11 @@ benchmarks: $(STAMP)
 	$(PY) benchmarks/embed.py
 	$(PY) benchmarks/topology.py
 	$(PY) benchmarks/topology_memory.py
+	$(PY) benchmarks/heads.py
+	$(PY) benchmarks/train.py
+
+experiments: $(STAMP)
+	$(PY) -m experiments $(if $(QUICK),--quick,--root "$(DATA)")
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

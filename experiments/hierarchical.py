@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder that holds ham10000 and pad_ufes_20")
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/hierarchical.json"))
-    parser.add_argument("--plot", type=Path, default=Path("docs/images/conformal_hierarchical.png"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/images/conformal_hierarchical.png"))
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="made lesions, three splits; under a minute")
     arguments = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
     }
     command = "python -m experiments.hierarchical" + (" --quick" if arguments.quick else " --root DATA")
     write_results(arguments.out, results, command=command, data=[data for data, _ in sets.values()])
-    plot(results["summary"], arguments.plot)
+    plot(results["summary"], arguments.figure)
 
 
 def probabilities(data: LesionDataset, embeddings: np.ndarray, sizes: tuple, seed: int) -> list[tuple]:

@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder that holds ham10000, isic2020 and pad_ufes_20")
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/patients.json"))
-    parser.add_argument("--plot", type=Path, default=Path("docs/images/conformal_patients.png"))
+    parser.add_argument("--figure", type=Path, default=Path("docs/images/conformal_patients.png"))
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--fits", type=int, default=5)
     parser.add_argument("--halves", type=int, default=40)
@@ -103,7 +103,7 @@ def main() -> None:
         data = list(loaded.values())
     command = "python -m experiments.patients" + (" --quick" if arguments.quick else " --root DATA")
     write_results(arguments.out, results, command=command, data=data)
-    plot(made, results["made"], arguments.plot)
+    plot(made, results["made"], arguments.figure)
 
 
 # --- made scores
