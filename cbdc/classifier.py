@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from . import __version__
 from .backbones import ImageEmbedder
@@ -43,6 +43,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         used; only named heads can be saved.
     weights : str or Path, default="default"
         Weights of the network: ``"default"``, a file, or ``"random"``.
+    weigh_by : {"image", "unit"}, default="image"
+        What counts once when the head is fitted: each image, or each lesion or patient (the coarsest unit that the data
+        set knows), whose images then share the weight of one. ``"unit"`` hands the head the units as `groups`, so that
+        `EnsembleHead` also draws them together. Measured in docs/heads.md: on public data it costs likelihood.
     score : {"lac", "aps", "raps", "saps", "margin", "topk", "rank"}, default="lac"
         Conformity score, see `ConformalClassifier`.
     score_params : dict or None, default=None
@@ -115,6 +119,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         head: str | ClassifierMixin = "laplace",
         *,
         weights: str | Path = "default",
+        weigh_by: str = "image",
         score: str = "lac",
         score_params: dict[str, float] | None = None,
         condition_on: str | None = "class",
@@ -131,6 +136,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.backbone = backbone
         self.head = head
         self.weights = weights
+        self.weigh_by = weigh_by
         self.score = score
         self.score_params = score_params
         self.condition_on = condition_on
@@ -200,11 +206,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 "condition_on='cluster' takes tuning on cases of their own. Fix: ConformalClassifier(clf.head_, "
                 "prefit=True, condition_on='cluster') over embeddings, with its tune and conformalize."
             )
+        head = make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
+        units = self._units(X, head)
         self.embedder_ = self._make_embedder().fit(images)
-        self.head_ = (
-            make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
-        )
-        self.head_.fit(self.embedder_.transform(images), labels)
+        self.head_ = head.fit(self.embedder_.transform(images), labels, **units)
         self.classes_ = self.head_.classes_
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self.provenance_ = {"training": _provenance(X, labels)}
@@ -562,6 +567,21 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         known = self.conformal_.groups_
         p_values = self.conformal_.p_values(embedding, groups=None if known is None else known[:1])
         return {"golden.probabilities": self.head_.predict_proba(embedding), "golden.p_values": p_values}
+
+    def _units(self, X: Any, head: Any) -> dict[str, np.ndarray]:
+        """What the head's `fit` takes besides embeddings and labels."""
+        if self.weigh_by == "image":
+            return {}
+        if self.weigh_by != "unit":
+            raise ParameterError(f"weigh_by={self.weigh_by!r}: expected 'image' or 'unit'.")
+        if not isinstance(X, LesionDataset):
+            raise ParameterError(f"weigh_by='unit' needs a LesionDataset, which knows them; got {type(X).__name__}.")
+        if not has_fit_parameter(head, "groups"):
+            raise ParameterError(
+                f"weigh_by='unit': fit of {type(head).__name__} takes no groups. Fix: a head of cbdc.heads, or "
+                "weigh_by='image'."
+            )
+        return {"groups": X.groups()}
 
     def _make_conformal(self, head: Any) -> ConformalClassifier:
         return ConformalClassifier(

@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/heads.json"))
     parser.add_argument("--splits", type=int, default=5)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="some of the models; others stay as they are")
+    parser.add_argument("--data", nargs="+", default=list(DATA), help="some of the data sets")
     parser.add_argument("--quick", action="store_true", help="made lesions, one split, the quick models")
     arguments = parser.parse_args()
     if not arguments.quick and arguments.root is None:
@@ -65,7 +66,7 @@ def main() -> None:
             parts = data.data.split(random_state=split)
             for model in arguments.models:
                 key = f"{name}, {model}, {split}"
-                if key not in cells:
+                if name in {"made", *arguments.data} and key not in cells:
                     cells[key] = figures(model, data, parts, split, embedded.get("pad_ufes_20"))
                     print(key, json.dumps(cells[key]), flush=True)
                     results = {"cells": cells, "summary": summary(cells)}
@@ -175,7 +176,10 @@ class LaplaceTorch(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, E: np.ndarray) -> np.ndarray:
-        proba = self.model_(self._scaled(E), link_approx="probit").detach().numpy().astype(float)
+        parts = [  # a part holds the derivative of each logit by each weight
+            self.model_(self._scaled(E[i : i + 256]), link_approx="probit").detach().numpy() for i in range(0, len(E), 256)
+        ]
+        proba = np.concatenate(parts).astype(float)
         return proba / proba.sum(axis=1, keepdims=True)
 
     def _scaled(self, E: np.ndarray) -> Any:
