@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["none", "class", "group", "class_and_group"],
         help="whom the guarantee holds for",
     )
-    fit.add_argument("--weigh-by", choices=["image", "unit"], default="image", help="what counts once in the head's fit")
+    fit.add_argument(
+        "--weigh-by", choices=["image", "unit"], default="image", help="what counts once in the head's fit"
+    )
     fit.add_argument("--group-by", help="column with the groups, for example skin_type; for the conditions on groups")
     fit.add_argument("--missing-group", metavar="NAME", help="group of the images that have none, for example unknown")
     fit.add_argument("--confidence-level", type=_level, default=0.9, help="level of the sets; any may be asked later")

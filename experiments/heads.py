@@ -177,7 +177,8 @@ class LaplaceTorch(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, E: np.ndarray) -> np.ndarray:
         parts = [  # a part holds the derivative of each logit by each weight
-            self.model_(self._scaled(E[i : i + 256]), link_approx="probit").detach().numpy() for i in range(0, len(E), 256)
+            self.model_(self._scaled(E[i : i + 256]), link_approx="probit").detach().numpy()
+            for i in range(0, len(E), 256)
         ]
         proba = np.concatenate(parts).astype(float)
         return proba / proba.sum(axis=1, keepdims=True)

@@ -230,6 +230,18 @@ def test_the_order_of_the_rows_and_how_they_are_counted_do_not_matter(name):
 
 
 @every_head
+@pytest.mark.parametrize("d", [5, 120])
+def test_draws_do_not_depend_on_the_order_of_the_rows(name, d):
+    """Eigenvectors come with either sign; a seed draws along them."""
+    X, y = make_data(d=d, dtype=float)
+    draws = quick(name).fit(X, y).predict_posterior(X[:9], 6, 0)
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(90)
+        again = quick(name).fit(X[order], y[order])
+        np.testing.assert_allclose(again.predict_posterior(X[:9], 6, 0), draws, atol=1e-3)
+
+
+@every_head
 def test_weights_of_classes_tilt_the_probabilities(name):
     X, y = make_data(n=60, signal=0.3)
     plain = quick(name).fit(X, y).predict_proba(X)[:, 0].mean()
