@@ -203,63 +203,92 @@ if importlib.util.find_spec("laplace"):
 FIGURES = {
     "accuracy": "accuracy",
     "nll": "NLL",
+    "nll_over_best": "over the best",
     "brier": "Brier",
     "ece": "ECE",
     "ece_over_floor": "over its floor",
     "aurc": "AURC",
     "set_size": "set size",
+    "set_size_over_best": "over the best",
     "fit_seconds": "fit, CPU s",
     "predict_ms": "predict, ms a case",
 }
-DIGITS = {"set_size": 2, "fit_seconds": 1, "predict_ms": 2}
+DIGITS = {"set_size": 2, "set_size_over_best": 2, "fit_seconds": 1, "predict_ms": 2}
 
 
 def summary(cells: dict[str, Any]) -> dict[str, Any]:
-    """By data set and model: mean and standard error of each figure, and of its difference from the default head's."""
+    """By data set and model: mean and standard error over the splits of each figure, and of what is paired."""
     found: dict[str, Any] = {}
     for key, cell in cells.items():
         name, model, split = key.split(", ")
         found.setdefault(name, {}).setdefault(model, {})[split] = cell
+    return {name: _summary(models) for name, models in found.items()}
+
+
+def _summary(models: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
+    most = max(len(rows) for rows in models.values())
+    whole = {model: rows for model, rows in models.items() if len(rows) == most}
+    means = {
+        model: {figure: _mean([row[figure] for row in rows.values()]) for figure in next(iter(rows.values()))}
+        for model, rows in models.items()
+    }
+    for figure in ("nll", "set_size"):
+        best = min(whole, key=lambda model: means[model][figure]["mean"])
+        for model, rows in models.items():
+            paired = [row[figure] - models[best][split][figure] for split, row in rows.items()]
+            means[model][f"{figure}_over_best"] = _mean(paired)
+    return means
+
+
+def _mean(values: list[float]) -> dict[str, float]:
+    n = len(values)
     return {
-        name: {
-            model: {figure: _mean(rows, models.get("laplace", {}), figure) for figure in next(iter(rows.values()))}
-            for model, rows in models.items()
-        }
-        for name, models in found.items()
+        "mean": float(np.mean(values)),
+        "error": float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0,
+        "splits": n,
     }
 
 
-def _mean(rows: dict[str, Any], default: dict[str, Any], figure: str) -> dict[str, float]:
-    values = np.array([row[figure] for row in rows.values()])
-    paired = [row[figure] - default[split][figure] for split, row in rows.items() if figure in default.get(split, {})]
-    return {
-        "mean": float(values.mean()),
-        "error": _error(values),
-        "difference": float(np.mean(paired)) if paired else float("nan"),
-        "error_of_difference": _error(np.array(paired)),
-        "splits": len(values),
-    }
-
-
-def _error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+def shortcomings(found: dict[str, Any], tuned_seconds: float) -> list[str]:
+    """Where a model is not among the best, its calibration is off, or its fit takes longer than twice the tuned one."""
+    missed = [
+        label
+        for label, figure in (("NLL", "nll_over_best"), ("set size", "set_size_over_best"))
+        if found[figure]["mean"] > found[figure]["error"]
+    ]
+    if found["ece_over_floor"]["mean"] > 0.01:
+        missed.append("ECE")
+    if found["fit_seconds"]["mean"] > 2 * tuned_seconds:
+        missed.append("time")
+    return missed
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Name of the page to the tables on it."""
-    parts = []
-    for name, models in results["summary"].items():
+    found, parts = results["summary"], []
+    for name, models in found.items():
         figures = dict(FIGURES)
         if "ood_entropy" in models.get("laplace", {}):
             figures |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
         rows = [
-            f"| `{model}` | " + " | ".join(_cell(found.get(figure), figure) for figure in figures) + " |"
-            for model, found in models.items()
+            f"| `{model}` | " + " | ".join(_cell(of.get(figure), figure) for figure in figures) + " |"
+            for model, of in models.items()
         ]
         parts.append(
             "\n".join([f"| {name} | {' | '.join(figures.values())} |", "|---" * (len(figures) + 1) + "|", *rows])
         )
+    every = dict.fromkeys(model for models in found.values() for model in models)
+    rows = [
+        f"| `{model}` | " + " | ".join(_verdict(models, model) for models in found.values()) + " |" for model in every
+    ]
+    parts.append("\n".join([f"| misses | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|", *rows]))
     return {"docs/heads.md": "\n\n".join(parts)}
+
+
+def _verdict(models: dict[str, Any], model: str) -> str:
+    if model not in models or "logistic" not in models:
+        return "not run"
+    return ", ".join(shortcomings(models[model], models["logistic"]["fit_seconds"]["mean"])) or "nothing"
 
 
 def _cell(found: dict[str, float] | None, figure: str) -> str:
