@@ -259,8 +259,8 @@ def main() -> None:
         parser.error("--root is needed (or --quick)")
     results: dict[str, Any] = {
         "made": {name: made(name, arguments.runs // 2 if MADE[name][2] else arguments.runs) for name in MADE},
-        "draws": numbers_of_draws(arguments.runs // 10 or 1),
-        "bounds": bounds(10 * arguments.runs),
+        "draws": numbers_of_draws(arguments.runs // 20 or 1),
+        "bounds": bounds(5 * arguments.runs),
     }
     lesions, embedder = ham10000(arguments.root, arguments.cache)
     if arguments.quick:
