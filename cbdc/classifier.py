@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from . import __version__
 from .backbones import FineTuner, ImageEmbedder, backbone_of, network_arrays
@@ -52,6 +52,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         Takes the cast of the light out of each image first.
     n_views : {1, 2, 4, 8}, default=1
         Mirror images and quarter turns over which the features are averaged, see `ImageEmbedder`.
+    weigh_by : {"image", "unit"}, default="image"
+        What counts once when the head is fitted: each image, or each lesion or patient (the coarsest unit that the data
+        set knows), whose images then share the weight of one. ``"unit"`` hands the head the units as `groups`, so that
+        `EnsembleHead` also draws them together. Measured in docs/heads.md: on public data it costs likelihood.
     score : {"lac", "aps", "raps", "saps", "margin", "topk", "rank"}, default="lac"
         Conformity score, see `ConformalClassifier`.
     score_params : dict or None, default=None
@@ -130,6 +134,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         image_size: int | None = None,
         color_constancy: str | None = None,
         n_views: int = 1,
+        weigh_by: str = "image",
         score: str = "lac",
         score_params: dict[str, float] | None = None,
         condition_on: str | None = "class",
@@ -150,6 +155,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.image_size = image_size
         self.color_constancy = color_constancy
         self.n_views = n_views
+        self.weigh_by = weigh_by
         self.score = score
         self.score_params = score_params
         self.condition_on = condition_on
@@ -221,25 +227,25 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 "condition_on='cluster' takes tuning on cases of their own. Fix: ConformalClassifier(clf.head_, "
                 "prefit=True, condition_on='cluster') over embeddings, with its tune and conformalize."
             )
+        head = make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
+        units = self._units(X, head)
         self.provenance_ = {"training": _provenance(X, labels)}
         self.__dict__.pop("fine_tuner_", None)
         if self.fine_tune:
             self.fine_tuner_ = tuner = self._make_fine_tuner().fit(X, y)
-            self.embedder_ = tuner.embedder_
-            images, labels = [images[row] for row in tuner.held_out_], labels[tuner.held_out_]
+            self.embedder_, rows = tuner.embedder_, tuner.held_out_
+            images, labels = [images[row] for row in rows], labels[rows]
+            units = {name: values[rows] for name, values in units.items()}
             self.provenance_["fine_tuning"] = {
-                "n_trained": len(X) - len(labels),
-                "n_held_out": len(labels),
+                "n_trained": len(X) - len(rows),
+                "n_held_out": len(rows),
                 "n_epochs": tuner.n_epochs_,
                 "best_epoch": tuner.best_epoch_,
                 "precision": tuner.precision_,
             }
         else:
             self.embedder_ = self._make_embedder().fit(images)
-        self.head_ = (
-            make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
-        )
-        self.head_.fit(self.embedder_.transform(images), labels)
+        self.head_ = head.fit(self.embedder_.transform(images), labels, **units)
         self.classes_ = self.head_.classes_
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self._seen = {"training": X} if isinstance(X, LesionDataset) else {}
@@ -607,6 +613,21 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         known = self.conformal_.groups_
         p_values = self.conformal_.p_values(embedding, groups=None if known is None else known[:1])
         return {"golden.probabilities": self.head_.predict_proba(embedding), "golden.p_values": p_values}
+
+    def _units(self, X: Any, head: Any) -> dict[str, np.ndarray]:
+        """What the head's `fit` takes besides embeddings and labels."""
+        if self.weigh_by == "image":
+            return {}
+        if self.weigh_by != "unit":
+            raise ParameterError(f"weigh_by={self.weigh_by!r}: expected 'image' or 'unit'.")
+        if not isinstance(X, LesionDataset):
+            raise ParameterError(f"weigh_by='unit' needs a LesionDataset, which knows them; got {type(X).__name__}.")
+        if not has_fit_parameter(head, "groups"):
+            raise ParameterError(
+                f"weigh_by='unit': fit of {type(head).__name__} takes no groups. Fix: a head of cbdc.heads, or "
+                "weigh_by='image'."
+            )
+        return {"groups": X.groups()}
 
     def _make_conformal(self, head: Any) -> ConformalClassifier:
         return ConformalClassifier(

@@ -152,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=["none", "class", "group", "class_and_group"],
         help="whom the guarantee holds for",
     )
+    fit.add_argument(
+        "--weigh-by", choices=["image", "unit"], default="image", help="what counts once in the head's fit"
+    )
     fit.add_argument("--group-by", help="column with the groups, for example skin_type; for the conditions on groups")
     fit.add_argument("--missing-group", metavar="NAME", help="group of the images that have none, for example unknown")
     fit.add_argument("--confidence-level", type=_level, default=0.9, help="level of the sets; any may be asked later")
@@ -296,6 +299,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         image_size=arguments.image_size,
         color_constancy=arguments.color_constancy,
         n_views=arguments.views,
+        weigh_by=arguments.weigh_by,
         score=arguments.score,
         condition_on=None if arguments.condition_on == "none" else arguments.condition_on,
         guarantee=arguments.guarantee,

@@ -147,6 +147,31 @@ def test_score_is_accuracy_and_slips_are_told_before_the_work(parts, fitted):
             CBDCClassifier(**slip).fit(["no image is read"] * 2, ["mel", "nv"])
 
 
+@pytest.mark.parametrize("name", ["laplace", "ensemble"])
+def test_the_head_is_told_which_images_are_of_one_lesion(name, parts, cache):
+    train, _, test = parts
+    clf = {
+        by: CBDCClassifier(head=name, weigh_by=by, cache_dir=cache, random_state=0).fit(train)
+        for by in ("image", "unit")
+    }
+    E, Q = (clf["image"].embedder_.transform(part.images) for part in (train, test))
+    assert len(np.unique(train.groups())) < len(train)
+    for by, groups in (("image", None), ("unit", train.groups())):
+        head = make_head(name, random_state=0).fit(E, train.labels, groups=groups)
+        np.testing.assert_array_equal(clf[by].predict_proba(test), head.predict_proba(Q))
+    assert np.abs(clf["unit"].predict_proba(test) - clf["image"].predict_proba(test)).max() > 0.01
+
+
+def test_units_that_cannot_be_told_are_refused(parts):
+    images, labels = ["no image is read"] * 2, ["mel", "nv"]
+    with pytest.raises(ParameterError, match="weigh_by='lesion': expected"):
+        CBDCClassifier(weigh_by="lesion").fit(images, labels)
+    with pytest.raises(ParameterError, match="weigh_by='unit' needs a LesionDataset"):
+        CBDCClassifier(weigh_by="unit").fit(images, labels)
+    with pytest.raises(ParameterError, match="LogisticRegression takes no groups"):
+        CBDCClassifier(head=LogisticRegression(), weigh_by="unit").fit(parts[0])
+
+
 def test_level_of_the_constructor_may_be_changed(parts, fitted):
     images, other = parts[2].images[:20], copy.copy(fitted)
     other.confidence_level = 0.6

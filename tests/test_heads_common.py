@@ -158,12 +158,55 @@ def test_draws_are_probabilities_and_average_to_the_predictive(name, fitted):
 
 
 @every_head
+def test_the_predictive_is_the_mean_of_the_draws_within_their_error(name, fitted):
+    _, X, y = fitted
+    points = {"dropout": 500, "gp": 2048, "laplace": 2048}.get(name)
+    head = quick(name, **({"n_draws": points} if points else {})).fit(X, y)
+    kept = len(head.weight_draws_) if hasattr(head, "weight_draws_") else None  # all of them, in another order
+    draws = head.predict_posterior(X[:30], kept or 3000, random_state=0)
+    error = 0.0 if kept else draws.std(axis=0) * np.sqrt(1 / 3000 + (1 / 500 if name == "dropout" else 0))
+    assert np.all(np.abs(draws.mean(axis=0) - head.predict_proba(X[:30])) <= 5 * error + (1e-6 if kept else 2e-3))
+
+
+@every_head
 def test_every_draw_is_of_the_posterior_that_the_predictive_averages(name, fitted):
     """No head hands out probabilities that are not the mean of its draws by block."""
     heads, X, _ = fitted
     head = heads[name]
     blocks = np.concatenate(list(head._log_draws(X)))
     np.testing.assert_allclose(np.exp(blocks).mean(axis=1), head.predict_proba(X), atol=2e-3)
+
+
+@every_head
+def test_units_and_origin_of_the_features_do_not_matter(name):
+    X, y = make_data(dtype=float)
+    proba = quick(name).fit(X, y).predict_proba(X)
+    for change in (lambda A: 100 * A, lambda A: A / 1e4, lambda A: A + 50):
+        np.testing.assert_allclose(quick(name).fit(change(X), y).predict_proba(change(X)), proba, atol=1e-3)
+    units = np.array([1, 10, 0.1, 100, 0.01])
+    each = quick(name, standardize=True).fit(X, y).predict_proba(X)
+    np.testing.assert_allclose(
+        quick(name, standardize=True).fit(X * units, y).predict_proba(X * units), each, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", ["dirichlet", "gp", "laplace"])  # others draw at random along the features
+def test_a_rotation_of_the_features_does_not_matter(name):
+    X, y = make_data(dtype=float)
+    all_rows = {"n_features": 90} if name == "gp" else {}
+    proba = quick(name, **all_rows).fit(X, y).predict_proba(X)
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(5, 5)))[0]
+    for change in (lambda A: A[:, [3, 0, 4, 1, 2]], lambda A: A @ turn):
+        np.testing.assert_allclose(quick(name, **all_rows).fit(change(X), y).predict_proba(change(X)), proba, atol=1e-4)
+
+
+@every_head
+def test_a_class_of_one_case_is_possible_and_rare(name):
+    X, y = make_data()
+    chosen = np.append(np.flatnonzero(y != 2), 2)
+    proba = quick(name).fit(X[chosen], y[chosen]).predict_proba(X)
+    assert 0 < proba[:, 2].mean() < 0.2
+    assert proba[:, 2].argmax() == 2 or proba[2, 2] > proba[:, 2].mean()
 
 
 @every_head
@@ -227,6 +270,18 @@ def test_the_order_of_the_rows_and_how_they_are_counted_do_not_matter(name):
     order = np.random.default_rng(1).permutation(np.repeat(np.arange(90), counts))
     repeated = quick(name).fit(X[order], y[order])
     np.testing.assert_allclose(repeated.predict_proba(X), weighted.predict_proba(X), atol=1e-3)
+
+
+@every_head
+@pytest.mark.parametrize("d", [5, 120])
+def test_draws_do_not_depend_on_the_order_of_the_rows(name, d):
+    """Eigenvectors come with either sign; a seed draws along them."""
+    X, y = make_data(d=d, dtype=float)
+    draws = quick(name).fit(X, y).predict_posterior(X[:9], 6, 0)
+    for seed in range(4):
+        order = np.random.default_rng(seed).permutation(90)
+        again = quick(name).fit(X[order], y[order])
+        np.testing.assert_allclose(again.predict_posterior(X[:9], 6, 0), draws, atol=1e-3)
 
 
 @every_head

@@ -14,7 +14,16 @@ from scipy.linalg import eigh, helmert
 from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["Prior", "SoftmaxProblem", "contrasts", "curvature_product", "find_mode", "hessian_solve", "row_chunks"]
+__all__ = [
+    "Prior",
+    "SoftmaxProblem",
+    "contrasts",
+    "curvature_product",
+    "find_mode",
+    "hessian_solve",
+    "row_chunks",
+    "signs",
+]
 
 _CELLS = 2**22  # numbers that one temporary array may hold
 _INTERCEPT_PRECISION = 1e-2  # a standard deviation of 10 in log-odds: weak, yet proper when the classes separate
@@ -32,6 +41,12 @@ def row_chunks(n: int, width: int) -> Iterator[slice]:
     """Slices of rows, short enough that an array of that many rows and `width` columns stays small."""
     step = max(1, _CELLS // max(width, 1))
     return (slice(start, start + step) for start in range(0, n, step))
+
+
+def signs(columns: np.ndarray) -> np.ndarray:
+    """1 or -1 for each column, so that its largest entry becomes positive: eigenvectors come with either sign."""
+    largest = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], 0)[0]
+    return np.where(largest < 0, -1, 1).astype(columns.dtype)
 
 
 @dataclass(frozen=True)
@@ -82,12 +97,13 @@ class Prior:
             In columns.
         """
         own, Q = eigh(curvature)
+        Q = Q * signs(Q)
         c = self.intercept_precision
         if np.ptp(self.class_precision) == 0:
             tau = self.class_precision[0]
             return np.stack([own / tau, own / c]), np.array([Q / np.sqrt(tau), Q / np.sqrt(c)], order="C")
         values, axes = eigh(curvature, self.precision)
-        return np.stack([values, own / c]), np.array([axes, Q / np.sqrt(c)], order="C")
+        return np.stack([values, own / c]), np.array([axes * signs(axes), Q / np.sqrt(c)], order="C")
 
 
 @dataclass(frozen=True)

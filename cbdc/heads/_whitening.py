@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 
 from ._base import Training
 from ._gaussian import full_curvature
-from ._softmax import SoftmaxProblem, contrasts
+from ._softmax import SoftmaxProblem, contrasts, signs
 from .laplace import LaplaceHead
 
 __all__ = ["INTERCEPT_PRECISION", "LaplaceStart", "Whitening", "feature_weights", "laplace_start"]
@@ -133,10 +133,8 @@ def laplace_start(laplace: LaplaceHead, training: Training) -> LaplaceStart:
     X, codes, weights, _ = training
     energy = weights @ (X @ laplace.components_) ** 2
     seen = energy > _UNSEEN * energy.max(initial=0.0)
-    sign = _signs(laplace.components_[:, seen])
-    components = np.ascontiguousarray(laplace.components_[:, seen] * sign)
-    rows, sign = np.append(seen, True), np.append(sign, 1.0)[:, None]
-    mode, mean = laplace.mode_[rows] * sign, laplace.posterior_mean_[rows] * sign
+    components, rows = np.ascontiguousarray(laplace.components_[:, seen]), np.append(seen, True)
+    mode, mean = laplace.mode_[rows], laplace.posterior_mean_[rows]
 
     Z = np.column_stack([X @ components, np.ones(len(X), dtype=X.dtype)])
     problem = SoftmaxProblem(Z, codes, weights, np.append(energy[seen], weights.sum()), len(laplace.classes_))
@@ -144,17 +142,11 @@ def laplace_start(laplace: LaplaceHead, training: Training) -> LaplaceStart:
     proba = np.exp(log_softmax(problem.logits(mode), axis=1))
     B = contrasts(problem.n_classes)
     _, axes = eigh(B.T @ (np.diag(weights @ proba) - (proba.T * weights) @ proba) @ B)
-    axes = axes * _signs(B @ axes)
+    axes = axes * signs(B @ axes)
     directions = B @ axes
     spread = weights[:, None] * (proba @ directions**2 - (proba @ directions) ** 2)
     curvature = np.maximum((Z**2).T @ spread.astype(Z.dtype), 0.0) + prior
     return LaplaceStart(problem, components, directions, prior, mean @ axes, curvature, proba)
-
-
-def _signs(columns: np.ndarray) -> np.ndarray:
-    """1 or -1 for each column, so that its largest entry becomes positive: eigenvectors come with either sign."""
-    largest = np.take_along_axis(columns, np.abs(columns).argmax(axis=0)[None], 0)[0]
-    return np.where(largest < 0, -1, 1).astype(columns.dtype)
 
 
 def feature_weights(

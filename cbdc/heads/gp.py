@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._base import BayesianHead, padded_blocks
 from ._gaussian import FullPosterior, GaussianPosterior, KroneckerPosterior
 from ._predictive import normal_points
-from ._softmax import Prior, SoftmaxProblem, contrasts, find_mode
+from ._softmax import Prior, SoftmaxProblem, contrasts, find_mode, signs
 from ._training import merge_rows
 from .laplace import _principal_axes
 
@@ -370,4 +370,5 @@ def _eigenvectors(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     smallest = max(10 * float(np.finfo(matrix.dtype).eps), 1e-10)
     values, vectors = eigh(matrix.astype(float))
     kept = values > smallest * values[-1]
-    return values[kept], np.ascontiguousarray(vectors[:, kept].astype(matrix.dtype))
+    vectors = vectors[:, kept]
+    return values[kept], np.ascontiguousarray((vectors * signs(vectors)).astype(matrix.dtype))

@@ -18,7 +18,7 @@ from ._base import padded_blocks
 from ._evidence import evidence_gradient, maximise
 from ._gaussian import DiagonalPosterior, FullPosterior, GaussianPosterior, KroneckerPosterior, LowRankPosterior
 from ._predictive import GaussianLogitsHead, normal_points
-from ._softmax import Prior, SoftmaxProblem, contrasts, find_mode
+from ._softmax import Prior, SoftmaxProblem, contrasts, find_mode, signs
 
 __all__ = ["LaplaceHead"]
 
@@ -382,14 +382,18 @@ class LaplaceHead(GaussianLogitsHead):
 
 
 def _principal_axes(X: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal axes (n_features, r) of the weighted rows, and the weighted sum of squares along each, (r,)."""
+    """Orthonormal axes (n_features, r) of the weighted rows, and the weighted sum of squares along each, (r,).
+
+    Equal data give equal axes, whatever the order of the rows, so that draws from one seed can be compared.
+    """
     n, d = X.shape
     rows = X * np.sqrt(weights).astype(X.dtype)[:, None]
     if d <= n:
         energy, axes = eigh((rows.T @ rows).astype(float))
-        return np.ascontiguousarray(axes.astype(X.dtype)), np.maximum(energy, 0.0)
-    rows = rows.astype(float)
-    energy, left = eigh(rows @ rows.T)
-    kept = energy > 1e-10 * energy[-1]
-    axes = rows.T @ (left[:, kept] / np.sqrt(energy[kept]))
-    return np.ascontiguousarray(axes.astype(X.dtype)), energy[kept]
+        energy = np.maximum(energy, 0.0)
+    else:
+        rows = rows.astype(float)
+        energy, left = eigh(rows @ rows.T)
+        kept = energy > 1e-10 * energy[-1]
+        energy, axes = energy[kept], rows.T @ (left[:, kept] / np.sqrt(energy[kept]))
+    return np.ascontiguousarray((axes * signs(axes)).astype(X.dtype)), energy
