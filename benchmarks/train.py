@@ -1,9 +1,9 @@
-"""Images a second of training: `FineTuner` beside the loop that one would write with torch and torchvision, in one run.
+"""Images a second of training: `FineTuner` beside the loop that one would write with torch and torchvision.
 
-Both train the same network with the same optimiser on the same JPEG files of 600 x 450 pixels, in batches of 32, for the
-same number of epochs, and get the same number of threads. The plain loop is a DataLoader with torchvision's transforms
-(crop, resize, flip, colour jitter), decodes every image in every epoch and computes in float32. Seconds a later epoch
-takes are counted apart from the first, which decodes.
+Both train the same network with AdamW on the same JPEG files of 600 x 450 pixels, in batches of 32, for the same number
+of epochs, with the same number of threads, in one run. The plain loop is a DataLoader with torchvision's transforms
+(crop, resize, flip, colour jitter), decodes every image in every epoch and computes in float32. Later epochs are
+counted apart from the first, in which `FineTuner` decodes.
 
     python benchmarks/train.py [--images 256] [--size 160] [--backbone efficientnet_lite0]
 """

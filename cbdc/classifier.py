@@ -11,17 +11,15 @@ import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from . import __version__
-from .backbones import FineTuner, ImageEmbedder, backbone_of, network_arrays
+from .backbones import FineTuner, ImageEmbedder
 from .conformal import Certificate, ConformalClassifier
 from .datasets import LesionDataset, check_leakage
 from .diagnosis import Diagnosis
-from .errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
-from .heads import HEADS, make_head
+from .errors import DatasetError, ImageError, LeakageError, ParameterError
+from .heads import make_head
 from .images import LesionImage, image_name, read_images
-from .modelfile import read_modelfile, write_modelfile
 from .quality import assess_quality
-from .taxonomy import Taxonomy
+from .saving import load_classifier, save_classifier
 
 __all__ = ["CBDCClassifier"]
 
@@ -482,40 +480,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             If the head is not one of the named heads, or the file cannot be written.
         """
         self._check_conformalized()
-        kind = next((name for name, head in HEADS.items() if type(self.head_) is head), None)
-        if kind is None:
-            raise ModelFileError(
-                f"head {type(self.head_).__name__}: only {', '.join(sorted(HEADS))} can be saved, since an arbitrary "
-                "estimator would need a pickle."
-            )
-        head_arrays, head_document = self.head_.get_state()
-        conformal_arrays, conformal_document = self.conformal_.get_state()
-        golden = self.embedder_.transform([_golden_image()])
-        arrays = {f"head.{name}": array for name, array in head_arrays.items()}
-        arrays |= {f"conformal.{name}": array for name, array in conformal_arrays.items()}
-        arrays |= {"golden.embedding": golden, **self._golden_prediction(golden)}
-        parameters = self.get_params(deep=False) | {"head": kind}
-        if "fine_tuning" in self.provenance_:
-            arrays |= {f"network.{name}": value for name, value in network_arrays(self.embedder_.backbone_).items()}
-            parameters["fine_tune"] = _settings_of(getattr(self, "fine_tuner_", self.fine_tune))
-        for name in ("cache_dir", "engine", "n_jobs", "verbose"):  # of the machine, not of the model
-            del parameters[name]
-        if not isinstance(parameters["random_state"], int | None):
-            parameters["random_state"] = None
-        if self.weights not in ("default", "random"):
-            parameters["weights"] = "file"  # where it lies is of the machine, and may name a person
-        document = {
-            "cbdc_version": __version__,
-            "classes": [str(label) for label in self.classes_],
-            "parameters": parameters,
-            "head": head_document,
-            "conformal": conformal_document,
-            "embedder_fingerprint": self.embedder_.fingerprint_,
-            "taxonomy": self.taxonomy_.to_dict() if self.taxonomy_ is not None else None,
-            "provenance": self.provenance_,
-            "notes": notes or {},
-        }
-        return write_modelfile(path, arrays, document)
+        return save_classifier(self, Path(path), notes or {})
 
     @classmethod
     def load(cls, path: str | Path, **parameters: Any) -> "CBDCClassifier":
@@ -534,60 +499,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         MissingWeightsError
             If the network's weights are not here.
         """
-        arrays, document = read_modelfile(path)
-        name = Path(path).name
-        allowed = {"cache_dir", "engine", "n_jobs", "verbose", "weights"}
-        if unknown := set(parameters) - allowed:
-            raise TypeError(
-                f"{', '.join(sorted(unknown))}: part of the model; only {', '.join(sorted(allowed))} may be given."
-            )
-        if document.get("parameters", {}).get("weights") == "file" and "weights" not in parameters:
-            raise MissingWeightsError(f"{name}: its network's weights came from a file. Fix: load(..., weights=FILE).")
-        try:
-            known = document["parameters"] | parameters
-            if known.get("fine_tune"):
-                known["fine_tune"] = FineTuner(**known["fine_tune"])
-            clf = cls(**known)
-            clf.head_ = HEADS[clf.head].from_state(_part(arrays, "head."), document["head"])
-            clf.classes_ = clf.head_.classes_
-            if [str(label) for label in clf.classes_] != document["classes"]:
-                raise ModelFileError(f"{name}: the head's classes are in another order than the model's. Fit again.")
-            clf.conformal_ = ConformalClassifier.from_state(
-                _part(arrays, "conformal."), document["conformal"], estimator=clf.head_
-            )
-            taxonomy = document["taxonomy"]
-            clf.taxonomy_ = Taxonomy.from_dict(taxonomy) if taxonomy is not None else None
-            clf.provenance_, clf.notes_ = document["provenance"], document["notes"]
-            golden, fingerprint = arrays["golden.embedding"], document["embedder_fingerprint"]
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ModelFileError):
-                raise
-            raise ModelFileError(f"{name}: a part is missing or of another kind ({error}). Fit again.") from error
-        clf._seen = {}
-        network = _part(arrays, "network.")
-        if network:
-            clf.embedder_ = clf._make_embedder().use(backbone_of(clf.backbone, network, image_size=clf.image_size))
-        else:
-            clf.embedder_ = clf._make_embedder().fit()
-        if clf.embedder_.fingerprint_ != fingerprint:
-            raise ModelFileError(
-                f"{name}: fitted on other weights or preprocessing of {clf.backbone} than this machine has. Fix: give "
-                "the same weights file with weights=, or fit again."
-            )
-        clf._replay(name, arrays, golden)
-        return clf
-
-    def _replay(self, name: str, arrays: dict[str, np.ndarray], golden: np.ndarray) -> None:
-        """Raise unless this machine repeats the saved embedding, probabilities and p-values of the golden image."""
-        here = self.embedder_.transform([_golden_image()])
-        if not np.allclose(here, golden, rtol=1e-3, atol=1e-3 * np.abs(golden).max()):
-            raise ModelFileError(
-                f"{name}: this machine embeds the golden image differently (by {np.abs(here - golden).max():.2g}); its "
-                "predictions would not be the calibrated ones. Fix: try engine='torch', or fit again."
-            )
-        for key, value in self._golden_prediction(golden).items():
-            if not np.allclose(value, arrays[key], rtol=1e-5, atol=1e-7):
-                raise ModelFileError(f"{name}: {key} is not repeated by this version of the library. Fit again.")
+        return load_classifier(cls, Path(path), parameters)
 
     def certificate(self, confidence_level: float | None = None) -> Certificate:
         """What the sets promise, on how many cases it rests, and the fingerprints of the data behind it.
@@ -608,11 +520,6 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         parts = {f"{part}_data": known.get("fingerprint") for part, known in self.provenance_.items()}
         hashes = found.hashes | {name: value for name, value in parts.items() if value}
         return dataclasses.replace(found, hashes=hashes | {"embedder": self.embedder_.fingerprint_})
-
-    def _golden_prediction(self, embedding: np.ndarray) -> dict[str, np.ndarray]:
-        known = self.conformal_.groups_
-        p_values = self.conformal_.p_values(embedding, groups=None if known is None else known[:1])
-        return {"golden.probabilities": self.head_.predict_proba(embedding), "golden.p_values": p_values}
 
     def _units(self, X: Any, head: Any) -> dict[str, np.ndarray]:
         """What the head's `fit` takes besides embeddings and labels."""
@@ -730,32 +637,9 @@ def _provenance(X: Any, labels: Any) -> dict[str, Any]:
     }
 
 
-def _settings_of(tuner: Any) -> dict[str, Any]:
-    """Parameters of a `FineTuner`, without those of the machine."""
-    settings = tuner.get_params(deep=False)
-    for name in ("embedder", "checkpoint", "verbose"):
-        del settings[name]
-    if not isinstance(settings["random_state"], int | None):
-        settings["random_state"] = None
-    return settings
-
-
 def _uncertainty(head: Any, embeddings: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Predictive entropy and mutual information in nats; the latter NaN for a head without a posterior."""
     if hasattr(head, "mutual_information"):
         return head.predictive_entropy(embeddings), head.mutual_information(embeddings)
     safe = np.where(probabilities > 0, probabilities, 1.0)
     return -(safe * np.log(safe)).sum(axis=1), np.full(len(probabilities), np.nan)
-
-
-def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _golden_image() -> np.ndarray:
-    """A fixed picture made of integers: the same bytes on every machine."""
-    y, x = np.mgrid[0:224, 0:224]
-    disc = ((x - 118) ** 2 + (y - 104) ** 2 < 60**2) * 90
-    return np.stack(
-        [225 - disc - (x // 9) % 7, 180 - disc - (y // 7) % 9, 160 - disc - (x * y // 99) % 11], axis=-1
-    ).astype(np.uint8)

@@ -370,7 +370,7 @@ def test_shades_of_gray_takes_a_cast_out():
 def test_shades_of_gray_leaves_a_dark_channel_alone_and_refuses_others():
     black = np.zeros((4, 4, 3), dtype=np.uint8)
     np.testing.assert_array_equal(shades_of_gray(black), black)
-    with pytest.raises(ParameterError, match="norm: got 0.5"):
+    with pytest.raises(ParameterError, match=r"norm: got 0\.5"):
         shades_of_gray(black, 0.5)
     with pytest.raises(ImageError, match="float64 array"):
         shades_of_gray(black.astype(float))

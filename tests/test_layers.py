@@ -21,6 +21,7 @@ FLOORS = {
     "topology": 2,
     "bounds": 2,
     "diagnosis": 3,
+    "saving": 3,
     "phantom": 3,
     "plots": 3,
     "fairness": 3,
