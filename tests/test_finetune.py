@@ -15,7 +15,7 @@ from cbdc.backbones.finetune import hold_out
 from cbdc.backbones.losses import LOSSES, Loss
 from cbdc.backbones.weights import state_sha256
 from cbdc.cli import main
-from cbdc.errors import DatasetError, ImageError, ModelFileError, ParameterError
+from cbdc.errors import ConvergenceError, DatasetError, ImageError, ModelFileError, ParameterError
 from cbdc.images import write_image
 
 SIZE = 32
@@ -284,6 +284,12 @@ def test_bfloat16_where_the_processor_has_it():
     if not can:
         with pytest.raises(ParameterError, match="no such arithmetic"):
             quick(precision="bfloat16").fit(X, y)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    X, y = plain_images(12)
+    with pytest.raises(ConvergenceError, match="loss is not finite in epoch 1"):
+        quick(learning_rate=1e30, layer_decay=1.0).fit(X, y)
 
 
 # --- bad input

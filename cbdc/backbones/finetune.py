@@ -111,6 +111,9 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
     Notes
     -----
+    In a Pipeline the next step would be fitted on images that the network was taught: fit it on `held_out_`, as
+    `CBDCClassifier` does.
+
     Results repeat bit for bit for one seed and one number of threads. On 6,000 images and two processors an epoch of
     EfficientNet-Lite0 at 160 pixels takes about two minutes in bfloat16. All images are held in memory, 100 kB each at
     that size.
@@ -239,6 +242,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             If a class has no second lesion to hold out, or there is one class only.
         ParameterError, ModelFileError
             For a parameter, or a checkpoint of another run.
+        ConvergenceError
+            If the loss becomes infinite.
         """
         self._validate_params()
         unknown = set(self.augment or ()) - set(PERTURBATIONS)

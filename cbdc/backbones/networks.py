@@ -125,7 +125,7 @@ def create_backbone(
 
 def finished_backbone(backbone: Backbone) -> Backbone:
     """The same with its network in evaluation mode, its features counted and its weights hashed as they now are."""
-    network = backbone.network.eval().requires_grad_(False)
+    network = backbone.network.cpu().eval().requires_grad_(False)
     n_features = _count_features(network, backbone.name, backbone.input_size)
     return dataclasses.replace(backbone, n_features=n_features, weights_sha256=state_sha256(network))
 

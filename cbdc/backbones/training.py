@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelFileError
+from ..errors import ConvergenceError, ModelFileError
 from ..modelfile import read_modelfile, write_modelfile
 from .augment import Augmenter
 from .losses import Loss
@@ -126,6 +126,13 @@ def train(
     Returns
     -------
     TrainedState
+
+    Raises
+    ------
+    ConvergenceError
+        If the loss is not finite.
+    ModelFileError
+        If the checkpoint is of another run.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     devices = [torch.cuda.current_device()] if device == "cuda" else []
@@ -219,6 +226,11 @@ class _Run:
             **self._look(),
             "seconds": time.perf_counter() - start,
         }
+        if not np.isfinite([row["loss"], row["held_out_nll"]]).all():
+            raise ConvergenceError(
+                f"fine-tuning: the loss is not finite in epoch {number + 1}: the steps are too long. Fix: lower "
+                f"learning_rate, now {self._settings.learning_rate:g}, or train in precision='float32'."
+            )
         self.state.history.append(row)
         if self.state.best_epoch == number:
             self.state.weights = {
