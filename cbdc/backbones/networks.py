@@ -1,6 +1,5 @@
 """Networks by name, as a table: where each is built, and where its weights and its classifier are."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..errors import ModelFileError, ParameterError, require
+from ..errors import ModelFileError, ParameterError, did_you_mean, require
 from .weights import lite_weights, load_weights, state_sha256, timm_weights, torchvision_weights
 
 _TIMM = "timm:"
@@ -198,7 +197,7 @@ _ARCHITECTURES = {
 
 def _known_architecture(name: str) -> _Architecture:
     if name not in _ARCHITECTURES:
-        hint = _did_you_mean(name, list_backbones())
+        hint = did_you_mean(name, list_backbones())
         allowed = ", ".join(list_backbones())
         raise ParameterError(f"backbone {name!r}: unknown.{hint} Allowed: {allowed}, timm:<model>.")
     return _ARCHITECTURES[name]
@@ -208,7 +207,7 @@ def _timm_architecture(name: str) -> _Architecture:
     timm = require("timm", "timm")
     model = name.removeprefix(_TIMM)
     if not timm.is_model(model):
-        hint = _did_you_mean(model, timm.list_models())
+        hint = did_you_mean(model, timm.list_models())
         raise ParameterError(f"backbone {name!r}: timm has no such model.{hint} See timm.list_models().")
     config = timm.get_pretrained_cfg(model)
     return _Architecture(
@@ -219,11 +218,6 @@ def _timm_architecture(name: str) -> _Architecture:
         mean=tuple(255 * value for value in config.mean),
         std=tuple(255 * value for value in config.std),
     )
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _count_features(network: nn.Module, name: str, input_size: tuple[int, int]) -> int:
