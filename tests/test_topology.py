@@ -111,6 +111,43 @@ def test_a_tree_made_of_parts_is_the_whole_one(X):
         np.testing.assert_allclose(t.h0_death_times(X), whole, rtol=2e-10)
 
 
+@settings(max_examples=150)
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 300),
+    seed=seeds,
+    near=st.sampled_from([0.0, 1e-12, 1e-7, 1e-6, 1e-3, 1.0]),
+    far=st.sampled_from([0.0, 1.0, 1e3, 1e6]),
+)
+def test_single_precision_keeps_every_edge_that_matters(n, d, seed, near, far):
+    """Clouds of pairs whose distances differ by less, and by more, than single precision tells apart."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d))
+    X[n // 2 :] = X[: n - n // 2] * (1 + near * rng.standard_normal((n - n // 2, 1))) + far
+    exact = cdist(X, X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h0, "_CANDIDATES", n)  # none are too many
+        ends = h0._candidates(X)
+        np.testing.assert_allclose(t.h0_death_times(X), reference.death_times(exact), rtol=1e-9, atol=1e-15)
+    # the tree that takes the edges that are not kept first, where it may
+    kept = np.zeros((n, n), dtype=bool)
+    kept[tuple(ends.T)] = kept[tuple(ends.T[::-1])] = True
+    biased = np.where(kept, exact, exact * (1 - 1e-12))
+    np.fill_diagonal(biased, 0)
+    assert kept[tuple(h0._prim(biased)[1].T)].all()
+
+
+def test_few_edges_of_an_embedding_are_measured_anew():
+    X = np.maximum(np.random.default_rng(0).standard_normal((600, 128)), 0)
+    assert 599 <= len(h0._candidates(X)) < 650
+    lattice = np.array(list(itertools.product(range(8), repeat=3)), dtype=float)
+    assert len(h0._candidates(lattice)) == 3 * 7 * 8**2  # all ties
+    np.testing.assert_allclose(t.h0_death_times(lattice), 1, rtol=1e-15)
+    outlier = np.concatenate([X, np.full((1, 128), 1e4)])  # next to it single precision tells nothing apart
+    assert h0._candidates(outlier) is None
+    np.testing.assert_allclose(t.h0_death_times(outlier)[:-1], t.h0_death_times(X), rtol=1e-10)
+
+
 @slow_too
 def test_the_closed_form_is_the_bottleneck_distance(n_cases):
     def test(a, b):
@@ -180,7 +217,7 @@ def test_auto_takes_components_in_double_precision():
     X = np.random.default_rng(0).standard_normal((50, 3))
     for dimensions in ((0,), (0, 1)):
         found = t.persistence_diagrams(X, dimensions)
-        np.testing.assert_array_equal(found[found[:, 2] == 0, 1], t.h0_death_times(X))
+        np.testing.assert_allclose(found[found[:, 2] == 0, 1], t.h0_death_times(X), rtol=1e-14)
 
 
 def test_a_batch_is_laid_out_as_giotto_does():

@@ -77,14 +77,10 @@ def distance_blocks(X: ArrayLike, metric: str = "euclidean") -> Iterator[tuple[s
     >>> [(rows, block.shape) for rows, block in distance_blocks(np.zeros((4, 2)))]
     [(slice(0, 4, None), (4, 4))]
     """
-    if metric == "precomputed":
+    if check_metric(metric) == "precomputed":
         yield from matrix_blocks(_check_distances(X))
         return
-    if metric != "euclidean":
-        raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
-    points = check_points(X)
-    exponent = int(np.frexp(np.abs(points).max(initial=0.0))[1])
-    points = np.ldexp(points, -exponent)  # a power of two: exact, and no square overflows
+    points, exponent = scaled(check_points(X))
     centred = points - points.mean(axis=0)
     squares = np.einsum("ij,ij->i", centred, centred)
     for rows in _row_blocks(len(points)):
@@ -108,12 +104,25 @@ def _block(points: np.ndarray, centred: np.ndarray, squares: np.ndarray, rows: s
         block = cdist(points[rows], points[columns])
     else:
         i, j = np.nonzero(near)
-        for part in np.array_split(np.arange(len(i)), 1 + len(i) * points.shape[1] // _BLOCK):
-            difference = points[rows][i[part]] - points[columns][j[part]]
-            block[i[part], j[part]] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+        block[i, j] = subtracted(points, rows.start + i, rows.start + j)
     square = np.triu(block[:, :n_rows], 1)
     block[:, :n_rows] = square + square.T
     return block
+
+
+def scaled(points: np.ndarray) -> tuple[np.ndarray, int]:
+    """The points divided by two to an exponent: exact, and no square of a coordinate overflows."""
+    exponent = int(np.frexp(max(points.max(initial=0.0), -points.min(initial=0.0)))[1])
+    return np.ldexp(points, -exponent), exponent
+
+
+def subtracted(points: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Distances between the points of rows i and those of rows j, (m,), from the differences of their coordinates."""
+    found = np.empty(len(i))
+    for part in np.array_split(np.arange(len(i)), 1 + len(i) * points.shape[1] // _BLOCK):
+        difference = points[i[part]] - points[j[part]]
+        found[part] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+    return found
 
 
 def matrix_blocks(D: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -164,6 +173,12 @@ def radius_of_blocks(blocks: Iterable[tuple[slice, np.ndarray]]) -> float:
         farthest[rows] = np.maximum(farthest[rows], block.max(axis=1))
         farthest[rows.start :] = np.maximum(farthest[rows.start :], block.max(axis=0))
     return float(farthest.min())
+
+
+def check_metric(metric: str) -> str:
+    if metric not in ("euclidean", "precomputed"):
+        raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
+    return metric
 
 
 def check_points(X: ArrayLike, name: str = "X") -> np.ndarray:
