@@ -275,6 +275,8 @@ def test_distances_in_closed_form():
     assert t.bottleneck_distance(one, one, 1) == t.wasserstein_distance(one, one, 1) == 0
     assert t.bottleneck_distance(one, one, 2) == 0
     assert t.wasserstein_distance([[1, 3, 1], [1, 3, 1]], one, 1, order=2) == 1
+    largest = [[1e308, 1.5e308, 1], [-1e308, 1.5e308, 1]]  # whose differences overflow
+    assert t.wasserstein_distance(largest, [], 1, order=2) == pytest.approx(math.hypot(0.25, 1.25) * 1e308)
     forever = [[0, np.inf, 0], [1, 2, 1]]
     assert t.bottleneck_distance(forever, one) == t.wasserstein_distance(forever, one) == math.inf
     assert t.bottleneck_distance(forever, [[0.25, np.inf, 0]]) == t.wasserstein_distance(forever, [[0.25, np.inf, 0]])
@@ -302,6 +304,7 @@ def test_bottleneck_distance_is_a_metric_that_scales(a, b, c):
         (lambda: t.distance_matrix(np.empty((0, 2))), "1 or more points"),
         (lambda: t.distance_matrix([["a", "b"]]), "expected numbers"),
         (lambda: t.distance_matrix([[0.0], [np.nan]]), "row 1 holds NaN"),
+        (lambda: t.distance_matrix([[0.0], [2e300]]), "overflow from 1e"),
         (lambda: t.distance_matrix([[0.0, 1.0], [2.0, 0.0]], "precomputed"), "symmetric"),
         (lambda: t.distance_matrix([[0.0, -1.0], [-1.0, 0.0]], "precomputed"), "none negative"),
         (lambda: t.distance_matrix(np.zeros((2, 3)), "precomputed"), "square"),

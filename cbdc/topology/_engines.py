@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 
 from ..errors import ParameterError, require
+from .distances import scaled
 
 __all__ = ["ENGINES", "choose_engine", "run_engine"]
 
@@ -28,10 +29,11 @@ def run_engine(engine: str, D: np.ndarray, max_dimension: int, max_edge_length: 
     """
     if engine == "giotto":
         gph = require("gph", "giotto")
+        D, exponent = scaled(D)  # its single precision overflows at 1e38
         found = gph.ripser_parallel(
-            D, maxdim=max_dimension, thresh=max_edge_length, metric="precomputed", n_threads=n_jobs
+            D, maxdim=max_dimension, thresh=np.ldexp(max_edge_length, -exponent), metric="precomputed", n_threads=n_jobs
         )
-        return [pairs.astype(np.float64) for pairs in found["dgms"]]
+        return [np.ldexp(pairs.astype(np.float64), exponent) for pairs in found["dgms"]]
     from gudhi.sklearn.rips_persistence import RipsPersistence
 
     rips = RipsPersistence(

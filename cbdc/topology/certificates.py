@@ -11,6 +11,7 @@ from ..errors import ParameterError
 from .cloud import Cloud
 from .diagram_distances import bottleneck_distance
 from .diagrams import check_dimensions
+from .distances import scaled
 from .h0 import h0_bottleneck
 
 __all__ = ["StabilityBounds", "displacement", "distortion", "stability_bounds"]
@@ -47,7 +48,8 @@ def displacement(X: ArrayLike | Cloud, Y: ArrayLike | Cloud) -> np.ndarray:
     before, after = _paired(X, Y, "euclidean")
     if "precomputed" in (before.metric, after.metric):
         raise ParameterError("displacement takes the points themselves; distances do not tell how far a point moved.")
-    return np.linalg.norm(after.points - before.points, axis=1)
+    moved, exponent = scaled(after.points - before.points)
+    return np.ldexp(np.linalg.norm(moved, axis=1), exponent)
 
 
 def distortion(X: ArrayLike | Cloud, Y: ArrayLike | Cloud, capped: bool = True, *, metric: str = "euclidean") -> float:

@@ -94,13 +94,14 @@ def wasserstein_distance(a: ArrayLike, b: ArrayLike, dimension: int = 0, order: 
     unit = max(np.abs(pairs).max(initial=0) for pairs in (first, second, shifts))  # so that no power overflows
     if np.isinf(unit) or unit == 0:
         return float(unit)
-    stays = [((pairs[:, 1] - pairs[:, 0]) / (2 * unit)) ** order for pairs in (first, second)]
-    moves = (np.abs(first[:, None] - second[None]).max(axis=2, initial=0) / unit) ** order
+    first, second, shifts = first / unit, second / unit, shifts / unit
+    stays = [((pairs[:, 1] - pairs[:, 0]) / 2) ** order for pairs in (first, second)]
+    moves = np.abs(first[:, None] - second[None]).max(axis=2, initial=0) ** order
     gains = np.minimum(moves - stays[0][:, None] - stays[1], 0)
     i, j = linear_sum_assignment(gains)
     i, j = i[gains[i, j] < 0], j[gains[i, j] < 0]
-    costs = [moves[i, j], np.delete(stays[0], i), np.delete(stays[1], j), (shifts / unit) ** order]
-    return float(unit * np.concatenate(costs).sum() ** (1 / order))
+    costs = [moves[i, j], np.delete(stays[0], i), np.delete(stays[1], j), shifts**order]
+    return float(unit) * float(np.concatenate(costs).sum() ** (1 / order))
 
 
 def _split(a: ArrayLike, b: ArrayLike, dimension: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ __all__ = ["check_points", "distance_blocks", "distance_matrix", "enclosing_radi
 
 RELATIVE_ERROR = 1e-10  # of a distance from the matrix product; below it the coordinates are subtracted
 _BLOCK = 2**18  # distances computed at a time: 2 MB, which the cache holds
+_LARGEST = 1e300  # coordinate
 _SQUARE = 256  # side of the squares in which a matrix is compared with its transpose
 
 
@@ -112,8 +113,13 @@ def _block(points: np.ndarray, centred: np.ndarray, squares: np.ndarray, rows: s
 
 def scaled(points: np.ndarray) -> tuple[np.ndarray, int]:
     """The points divided by two to an exponent: exact, and no square of a coordinate overflows."""
-    exponent = int(np.frexp(max(points.max(initial=0.0), -points.min(initial=0.0)))[1])
+    exponent = exponent_of(points)
     return np.ldexp(points, -exponent), exponent
+
+
+def exponent_of(points: np.ndarray) -> int:
+    """Least e such that all coordinates are below 2^e."""
+    return int(np.frexp(max(points.max(initial=0.0), -points.min(initial=0.0)))[1])
 
 
 def subtracted(points: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -217,6 +223,9 @@ def _check_numbers(X: ArrayLike, name: str) -> np.ndarray:
 
 
 def _check_finite(table: np.ndarray, name: str) -> None:
-    if not (np.isfinite(table.max(initial=0.0)) and np.isfinite(table.min(initial=0.0))):
+    largest = max(table.max(initial=0.0), -table.min(initial=0.0))
+    if not np.isfinite(largest):
         row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise ParameterError(f"{name}: row {row} holds NaN or infinity; leave that point out of both clouds.")
+    if largest > _LARGEST:
+        raise ParameterError(f"{name}: got {largest:g}; distances overflow from {_LARGEST:g} on. Fix: divide by it.")

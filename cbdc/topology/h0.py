@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from ..errors import ParameterError
-from .distances import check_metric, check_points, distance_matrix, scaled, subtracted
+from .distances import check_metric, check_points, distance_matrix, exponent_of, scaled, subtracted
 
 __all__ = ["h0_bottleneck", "h0_death_times"]
 
@@ -122,7 +122,8 @@ def _candidates(points: np.ndarray) -> np.ndarray | None:
     n, d = points.shape
     if d > _MOST_FEATURES:
         return None
-    centred = scaled(points - points.mean(axis=0))[0]
+    centred = points - points.mean(axis=0)
+    np.ldexp(centred, -exponent_of(centred), out=centred)
     squares = np.einsum("ij,ij->i", centred, centred) / 2
     slack = np.float32(4.2 * (d + 12) * 2.0**-24 * squares.max())  # twice the rounding: theory/topology.md, section 3
     single = centred.astype(np.float32)
