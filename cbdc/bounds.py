@@ -70,7 +70,7 @@ class RiskBound:
         if self.vacuous:
             said = "bounded by 1, which is vacuous: it says nothing"
         kl = "" if self.divergence is None else f", divergence from the prior {self.divergence:.1f} nats"
-        return f"{self.method}: {said} (mean loss {self.risk:.3f} over {self.n} independent cases{kl})"
+        return f"{self.method}: the risk{whose} is {said} (mean loss {self.risk:.3f} over {self.n} independent cases{kl})"
 
 
 # --- the divergence of two coins, and its inverse
