@@ -69,8 +69,10 @@ class RiskBound:
         said = f"at most {self.value:.3f} with probability {1 - self.delta:g} over the draw of the cases"
         if self.vacuous:
             said = "bounded by 1, which is vacuous: it says nothing"
-        kl = "" if self.divergence is None else f", divergence from the prior {self.divergence:.1f} nats"
-        return f"{self.method}: the risk{whose} is {said} (mean loss {self.risk:.3f} over {self.n} independent cases{kl})"
+        rests = f"mean loss {self.risk:.3f} over {self.n} independent cases"
+        if self.divergence is not None:
+            rests += f", divergence from the prior {self.divergence:.1f} nats"
+        return f"{self.method}: the risk{whose} is {said} ({rests})"
 
 
 # --- the divergence of two coins, and its inverse
