@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import special
 
@@ -595,9 +596,8 @@ def _losses(losses: ArrayLike, units: ArrayLike | None, delta: float) -> np.ndar
     names = np.asarray(units)
     if names.shape != values.shape:
         raise ParameterError(f"units: got shape {names.shape}; expected one for each of the {len(values)} cases.")
-    missing = [name is None or name != name for name in names.tolist()]
-    if any(missing):
-        raise ParameterError(f"units: case {missing.index(True)} has none. Fix: leave it out, or name its patient.")
+    if len(missing := np.flatnonzero(pd.isna(names))):
+        raise ParameterError(f"units: case {missing[0]} has none. Fix: leave it out, or name its patient.")
     codes = np.unique(names, return_inverse=True)[1]
     return np.bincount(codes, values) / np.bincount(codes)
 

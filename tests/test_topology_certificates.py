@@ -288,6 +288,7 @@ points = np.zeros((4, 2))
         (lambda: t.cloud_scores(points, points, [[0, 4]]), ParameterError, "clouds"),
         (lambda: t.cloud_scores(points, points, [[]]), ParameterError, "clouds"),
         (lambda: t.patient_clouds([1, 2], 3), ParameterError, "from 1 to 2"),
+        (lambda: t.patient_clouds([1.0, np.nan, np.nan], 1), ParameterError, "image 1 has none"),
         (lambda: t.patient_clouds([], 1), ParameterError, "one name for each image"),
         (lambda: batch_rank(9, 0.9, 0), ParameterError, "whole numbers"),
         (lambda: batch_rank(9, 1.0), ParameterError, "between 0 and 1"),
