@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import special
 
@@ -28,7 +29,8 @@ __all__ = [
     "pac_bayes_kl_bound",
 ]
 
-_NODES = 32  # of the quadrature; its integrand is a product of normal distribution functions, smooth at scale 1
+_REACH = 6.0  # of the quadrature, in standard deviations: beyond lie 2e-9
+_NODES, _NODES_OF_MANY = 33, 65  # of the trapezoidal rule, for up to 16 classes and for more: to 1e-8
 _CELLS = 2**18
 _TEMPERATURES = tuple(np.geomspace(0.05, 8, 16))
 
@@ -64,17 +66,14 @@ class RiskBound:
         return self.value >= 1
 
     def __str__(self) -> str:
-        whose = "of one classifier drawn at random from the posterior" if self.divergence is not None else ""
-        said = (
-            "vacuous: it says nothing"
-            if self.vacuous
-            else f"at most {self.value:.3f} with probability {1 - self.delta:g} over the draw of the cases"
-        )
-        kl = "" if self.divergence is None else f", divergence from the prior {self.divergence:.1f} nats"
-        return (
-            f"{self.method}: the risk {whose}{' ' * bool(whose)}is {said} "
-            f"(mean loss {self.risk:.3f} over {self.n} independent cases{kl})"
-        )
+        whose = " of one classifier drawn at random from the posterior" if self.divergence is not None else ""
+        said = f"at most {self.value:.3f} with probability {1 - self.delta:g} over the draw of the cases"
+        if self.vacuous:
+            said = "bounded by 1, which is vacuous: it says nothing"
+        rests = f"mean loss {self.risk:.3f} over {self.n} independent cases"
+        if self.divergence is not None:
+            rests += f", divergence from the prior {self.divergence:.1f} nats"
+        return f"{self.method}: the risk{whose} is {said} ({rests})"
 
 
 # --- the divergence of two coins, and its inverse
@@ -181,7 +180,7 @@ def clopper_pearson_bound(errors: ArrayLike, *, delta: float = 0.05) -> RiskBoun
             "call chernoff_bound(losses, units=...), which takes means."
         )
     n, k = len(losses), int(losses.sum())
-    value = 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - delta))
+    value = 1.0 if k == n else float(special.betainccinv(k + 1, n - k, delta))
     return RiskBound("Clopper-Pearson", value, k / n, n, delta)
 
 
@@ -377,7 +376,8 @@ def group_weighted_bound(bounds: Mapping[str, RiskBound], weights: Mapping[str, 
     Raises
     ------
     ParameterError
-        If a group has no bound, the shares do not sum to 1, or the deltas sum to 1 or more.
+        If a group has no bound, the shares do not sum to 1, the deltas sum to 1 or more, or some bounds are of a drawn
+        classifier and others are not.
 
     Notes
     -----
@@ -403,8 +403,12 @@ def group_weighted_bound(bounds: Mapping[str, RiskBound], weights: Mapping[str, 
     if delta >= 1:
         raise ParameterError(f"bounds: their deltas sum to {delta:g}; expected less than 1. Fix: share one delta out.")
     divergences = [float(bound.divergence) for bound in used if bound.divergence is not None]
+    if 0 < len(divergences) < len(used):
+        raise ParameterError(
+            "bounds: some are of a drawn classifier (PAC-Bayes), some are not; a mean of both is about neither."
+        )
     return RiskBound(
-        f"{used[0].method}, weighted over {len(used)} groups",
+        f"{' and '.join(sorted({bound.method for bound in used}))}, weighted over {len(used)} groups",
         min(float(shares @ [bound.value for bound in used]), 1.0),
         float(shares @ [bound.risk for bound in used]),
         sum(bound.n for bound in used),
@@ -437,8 +441,15 @@ class GaussianGibbsClassifier:
     weights: np.ndarray
     scale: float
 
+    def __post_init__(self) -> None:
+        shape = np.shape(self.weights)
+        if len(shape) != 2 or not np.isfinite(self.weights).all():
+            raise ParameterError(f"weights: got shape {shape}; expected finite numbers (n_features, n_classes).")
+        if not 0 < self.scale < np.inf:
+            raise ParameterError(f"scale={self.scale!r}: expected a number above 0.")
+
     def errors(self, X: ArrayLike, y: ArrayLike) -> np.ndarray:
-        """Probability that a drawn classifier errs, of each row, exact to 1e-7.
+        """Probability that a drawn classifier errs, of each row, within 1e-8 for up to a thousand classes.
 
         Parameters
         ----------
@@ -459,7 +470,8 @@ class GaussianGibbsClassifier:
         spread = self.scale * np.linalg.norm(X, axis=1)
         if not (np.isfinite(spread).all() and np.all(spread > 0)):
             raise ParameterError("X: a row is 0, NaN or infinite. Fix: append a feature that is 1.")
-        nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+        nodes = np.linspace(-_REACH, _REACH, _NODES if n_classes <= 16 else _NODES_OF_MANY)
+        weights = np.exp(-(nodes**2) / 2)
         weights = weights / weights.sum()
         found = np.empty(len(X))
         step = max(1, _CELLS // n_classes)
@@ -546,6 +558,8 @@ over the draw of the cases (mean loss 0.038 over 897 independent cases, divergen
     """
     weights = np.asarray(weights, dtype=float)
     start = np.zeros_like(weights) if prior_weights is None else np.asarray(prior_weights, dtype=float)
+    if not (np.isfinite(weights).all() and np.isfinite(start).all()):
+        raise ParameterError("weights, prior_weights: NaN or infinity among them.")
     if start.shape != weights.shape or weights.ndim != 2:
         raise ParameterError(f"prior_weights: got shape {start.shape}; expected that of weights, {weights.shape}.")
     # softmax ignores what all classes share: it moves nothing, and would cost divergence
@@ -582,6 +596,8 @@ def _losses(losses: ArrayLike, units: ArrayLike | None, delta: float) -> np.ndar
     names = np.asarray(units)
     if names.shape != values.shape:
         raise ParameterError(f"units: got shape {names.shape}; expected one for each of the {len(values)} cases.")
+    if len(missing := np.flatnonzero(pd.isna(names))):
+        raise ParameterError(f"units: case {missing[0]} has none. Fix: leave it out, or name its patient.")
     codes = np.unique(names, return_inverse=True)[1]
     return np.bincount(codes, values) / np.bincount(codes)
 

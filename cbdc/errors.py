@@ -1,6 +1,8 @@
 """Exceptions and warnings. Every message says what was wrong, where, what was got, what is allowed, and the fix."""
 
 import importlib
+from collections.abc import Iterable
+from difflib import get_close_matches
 from types import ModuleType
 
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "ModelFileError",
     "ParameterError",
     "PosteriorWarning",
+    "did_you_mean",
     "require",
+    "suggestion",
 ]
 
 
@@ -87,3 +91,55 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(f"{module} is not installed. Fix: pip install 'cbdc[{extra}]'.") from error
+
+
+def did_you_mean(word: object, allowed: Iterable[str]) -> str:
+    """A sentence for the end of an error message that names the nearest allowed word; empty if none is near.
+
+    Parameters
+    ----------
+    word : object
+        What was given; upper and lower case count as equal.
+    allowed : iterable of str
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> did_you_mean("Brightnes", ["blur", "brightness"]), did_you_mean("x", ["blur"])
+    (" Did you mean 'brightness'?", '')
+    """
+    near = _near_miss(word, list(allowed))
+    return f" Did you mean {near!r}?" if near else ""
+
+
+def suggestion(word: object, allowed: Iterable[str]) -> str:
+    """The tail of an error message: a near miss if there is one, and the allowed words.
+
+    Parameters
+    ----------
+    word : object
+        What was given; upper and lower case count as equal.
+    allowed : iterable of str
+
+    Returns
+    -------
+    str
+        At most twelve of the allowed words, sorted, and how many there are.
+
+    Examples
+    --------
+    >>> suggestion("mell", ["nv", "mel"])
+    "; did you mean 'mel'? (allowed: mel, nv)"
+    """
+    words = sorted(allowed)
+    near = _near_miss(word, words)
+    shown = ", ".join(words[:12]) + (f", ... ({len(words)} in all)" if len(words) > 12 else "")
+    return f"{f'; did you mean {near!r}?' if near else ''} (allowed: {shown})"
+
+
+def _near_miss(word: object, allowed: list[str]) -> str:
+    lower = {name.lower(): name for name in reversed(allowed)}
+    return next((lower[name] for name in get_close_matches(str(word).lower(), lower, n=1)), "")

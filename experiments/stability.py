@@ -231,7 +231,20 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
             )
         else:
             lines.append(f"| {name} | 0.00 | | | |")
-    return {"docs/stability.md": "\n\n".join([*parts, "\n".join(lines)])}
+    return {"docs/stability.md": "\n\n".join([*parts, "\n".join(lines)]), "docs/topology.md": _tightness(results)}
+
+
+def _tightness(results: dict[str, Any]) -> str:
+    """How many times the bottleneck distance of H0 each certificate is: median, least and largest of all settings."""
+    lines = ["| | capped distortion | distortion | 2 x displacement |", "|---|---|---|---|"]
+    for name, run in results.items():
+        if name in ("remedies", "about"):
+            continue
+        rows = pd.DataFrame(run["overall"])
+        ratios = [rows[link] / rows["H0"] for link in ("capped", "distortion", "twice_displacement")]
+        cells = [f"{ratio.median():.1f} ({ratio.min():.1f}-{ratio.max():.0f})" for ratio in ratios]
+        lines.append(f"| {name}, n = {run['n_images']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

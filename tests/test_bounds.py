@@ -161,6 +161,26 @@ def test_other_bad_arguments_are_refused():
         empirical_bernstein_bound([0.1])
 
 
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_a_case_without_a_patient_is_refused(missing):
+    units = np.array(["a", missing, "b"], dtype=object)
+    with pytest.raises(ValueError, match="units: case 1 has none"):
+        chernoff_bound([0.0, 1.0, 0.0], units=units)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-16, 1e-30])
+def test_clopper_pearson_where_one_less_delta_rounds(delta):
+    assert clopper_pearson_bound(np.zeros(500), delta=delta).value == pytest.approx(-np.expm1(np.log(delta) / 500))
+
+
+def test_groups_of_drawn_and_of_fixed_classifiers_are_not_mixed():
+    groups = {"a": chernoff_bound(np.zeros(50)), "b": pac_bayes_kl_bound(np.zeros(50), 1.0)}
+    with pytest.raises(ValueError, match="a mean of both is about neither"):
+        group_weighted_bound(groups, {"a": 0.5, "b": 0.5})
+    both = {"a": groups["a"], "b": clopper_pearson_bound(np.zeros(50))}
+    assert group_weighted_bound(both, {"a": 0.5, "b": 0.5}).method.startswith("Chernoff and Clopper-Pearson, weighted")
+
+
 def test_groups_are_weighted():
     groups = {name: RiskBound("x", value, 0.1, 10, 0.02) for name, value in {"a": 0.2, "b": 0.4, "c": 0.9}.items()}
     mixed = group_weighted_bound(groups, {"a": 0.75, "b": 0.25})
@@ -184,7 +204,34 @@ def test_error_of_a_drawn_classifier_is_the_oracles(seed, n_classes, log_scale):
     gibbs = GaussianGibbsClassifier(weights, 10**log_scale)
     for x, label in zip(X, rng.integers(0, n_classes, 2)):
         expected = reference.gibbs_error(x, weights, gibbs.scale, label)
-        assert gibbs.errors([x], [label])[0] == pytest.approx(expected, abs=1e-7)
+        assert gibbs.errors([x], [label])[0] == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("n_classes", [2, 7, 16, 17, 114, 400])
+def test_error_among_many_classes(n_classes):
+    """The largest of many logits makes a step of the integrand; where all are alike each wins equally often."""
+    alike = GaussianGibbsClassifier(np.zeros((1, n_classes)), 1.0)
+    np.testing.assert_allclose(alike.errors([[1.0]], [0]), 1 - 1 / n_classes, atol=1e-8)
+    rng = np.random.default_rng(n_classes)
+    for spread in (0.3, 1.0, 3.0):
+        weights = spread * rng.normal(size=(1, n_classes))
+        best = int(weights.argmax())
+        expected = reference.gibbs_error(np.ones(1), weights, 1.0, best)
+        assert GaussianGibbsClassifier(weights, 1.0).errors([[1.0]], [best])[0] == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("weights", "scale", "message"),
+    [
+        ([[np.nan, 0.0]], 1.0, "expected finite numbers"),
+        ([0.0, 1.0], 1.0, r"got shape \(2,\)"),
+        ([[0.0, 1.0]], 0.0, "scale=0.0: expected a number above 0"),
+        ([[0.0, 1.0]], np.nan, "scale=nan"),
+    ],
+)
+def test_bad_gaussians_are_refused(weights, scale, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianGibbsClassifier(np.array(weights), scale)
 
 
 def test_error_of_a_drawn_classifier_is_that_of_many_draws():

@@ -134,6 +134,82 @@ def test_pixels_are_scaled_as_they_enter(small):
     assert lipschitz_report(halved).bound == pytest.approx(2 * lipschitz_report(small).bound)
 
 
+class Traced(nn.Module):
+    """A function of an image and of the layers that it is given, flattened."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return torch.flatten(self.function(self, x), 1)
+
+
+def halves(net, x):
+    first, second = net.a(x).chunk(2, dim=1)
+    return torch.cat([first, second], dim=2)
+
+
+CONVOLUTION = nn.Conv2d(3, 4, 3, padding=1)
+LINEAR = {  # maps of an image of 9 x 7, whose norm is that of a matrix
+    "a value twice": (lambda net, x: torch.cat([x, x], dim=1), {}),
+    "a sum that broadcasts": (lambda net, x: F.adaptive_avg_pool2d(x, 1) + 0 * x, {}),
+    "a product that broadcasts": (lambda net, x: F.adaptive_avg_pool2d(x, 1) * net.scale, {}),
+    "the halves of a value": (halves, {"a": CONVOLUTION}),
+    "one half": (lambda net, x: net.a(x).chunk(2, dim=1)[1], {"a": CONVOLUTION}),
+    "a slice": (lambda net, x: net.a(x)[:, :, ::2, 1:], {"a": CONVOLUTION}),
+    "averages that overlap": (lambda net, x: net.a(x), {"a": nn.AvgPool2d((3, 1), (1, 2))}),
+    "averages of fewer at the border": (
+        lambda net, x: net.a(x),
+        {"a": nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)},
+    ),
+    "averages over a padded border": (lambda net, x: net.a(x), {"a": nn.AvgPool2d(3, 2, padding=1, ceil_mode=True)}),
+    "sums": (lambda net, x: net.a(x), {"a": nn.AvgPool2d(3, 2, divisor_override=1)}),
+    "more averages than pixels": (lambda net, x: net.a(x), {"a": nn.AdaptiveAvgPool2d((12, 10))}),
+    "as many columns": (lambda net, x: net.a(x), {"a": nn.AdaptiveAvgPool2d((4, None))}),
+}
+
+
+@pytest.mark.parametrize("case", LINEAR)
+def test_bound_is_above_the_matrix_of_a_network(case):
+    function, layers = LINEAR[case]
+    network = Traced(function, **layers)
+    network.scale = torch.linspace(-1, 1, 63).view(1, 1, 9, 7)
+    bound = lipschitz_report(backbone_of(network, (9, 7))).bound
+    basis = torch.eye(189).reshape(-1, 3, 9, 7)
+    with torch.inference_mode():
+        matrix = network(basis) - network(torch.zeros(1, 3, 9, 7))
+    exact = float(torch.linalg.matrix_norm(matrix, 2))
+    assert exact <= bound * (1 + 1e-6)
+    if "average" in case or case in ("sums", "as many columns", "a value twice"):
+        assert bound == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "layers"),
+    [
+        (lambda net, x: net.a(x), {"a": nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")}),
+        (lambda net, x: net.a(x), {"a": nn.MaxPool2d(3, 2, dilation=2)}),
+        (lambda net, x: torch.add(x, x, alpha=3), {}),
+        (lambda net, x: x[:, [0, 0, 1]], {}),
+        (lambda net, x: torch.add(input=x, other=x), {}),
+        (lambda net, x: torch.conv2d(x, x), {}),
+    ],
+)
+def test_what_has_no_rule_is_named(function, layers):
+    report = lipschitz_report(backbone_of(Traced(function, **layers), (9, 7)))
+    assert report.bound == math.inf
+    assert len(report.unbounded) == 1
+
+
+@pytest.mark.parametrize(("kernel", "stride", "expected"), [((3, 3), (1, 2), math.sqrt(6)), ((2, 2), (2, 2), 1.0)])
+def test_a_pixel_counts_in_every_window_that_it_is_the_largest_of(kernel, stride, expected):
+    network = Traced(lambda net, x: net.a(x), a=nn.MaxPool2d(kernel, stride))
+    assert lipschitz_report(backbone_of(network, (9, 7))).bound == pytest.approx(expected)
+
+
 class Excited(nn.Module):
     def forward(self, x):
         return torch.flatten(x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1)), 1)

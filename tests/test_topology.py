@@ -111,6 +111,43 @@ def test_a_tree_made_of_parts_is_the_whole_one(X):
         np.testing.assert_allclose(t.h0_death_times(X), whole, rtol=2e-10)
 
 
+@settings(max_examples=150)
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 300),
+    seed=seeds,
+    near=st.sampled_from([0.0, 1e-12, 1e-7, 1e-6, 1e-3, 1.0]),
+    far=st.sampled_from([0.0, 1.0, 1e3, 1e6]),
+)
+def test_single_precision_keeps_every_edge_that_matters(n, d, seed, near, far):
+    """Clouds of pairs whose distances differ by less, and by more, than single precision tells apart."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d))
+    X[n // 2 :] = X[: n - n // 2] * (1 + near * rng.standard_normal((n - n // 2, 1))) + far
+    exact = cdist(X, X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h0, "_CANDIDATES", n)  # none are too many
+        ends = h0._candidates(X)
+        np.testing.assert_allclose(t.h0_death_times(X), reference.death_times(exact), rtol=1e-9, atol=1e-15)
+    # the tree that takes the edges that are not kept first, where it may
+    kept = np.zeros((n, n), dtype=bool)
+    kept[tuple(ends.T)] = kept[tuple(ends.T[::-1])] = True
+    biased = np.where(kept, exact, exact * (1 - 1e-12))
+    np.fill_diagonal(biased, 0)
+    assert kept[tuple(h0._prim(biased)[1].T)].all()
+
+
+def test_few_edges_of_an_embedding_are_measured_anew():
+    X = np.maximum(np.random.default_rng(0).standard_normal((600, 128)), 0)
+    assert 599 <= len(h0._candidates(X)) < 650
+    lattice = np.array(list(itertools.product(range(8), repeat=3)), dtype=float)
+    assert len(h0._candidates(lattice)) == 3 * 7 * 8**2  # all ties
+    np.testing.assert_allclose(t.h0_death_times(lattice), 1, rtol=1e-15)
+    outlier = np.concatenate([X, np.full((1, 128), 1e4)])  # next to it single precision tells nothing apart
+    assert h0._candidates(outlier) is None
+    np.testing.assert_allclose(t.h0_death_times(outlier)[:-1], t.h0_death_times(X), rtol=1e-10)
+
+
 @slow_too
 def test_the_closed_form_is_the_bottleneck_distance(n_cases):
     def test(a, b):
@@ -180,7 +217,7 @@ def test_auto_takes_components_in_double_precision():
     X = np.random.default_rng(0).standard_normal((50, 3))
     for dimensions in ((0,), (0, 1)):
         found = t.persistence_diagrams(X, dimensions)
-        np.testing.assert_array_equal(found[found[:, 2] == 0, 1], t.h0_death_times(X))
+        np.testing.assert_allclose(found[found[:, 2] == 0, 1], t.h0_death_times(X), rtol=1e-14)
 
 
 def test_a_batch_is_laid_out_as_giotto_does():
@@ -238,6 +275,8 @@ def test_distances_in_closed_form():
     assert t.bottleneck_distance(one, one, 1) == t.wasserstein_distance(one, one, 1) == 0
     assert t.bottleneck_distance(one, one, 2) == 0
     assert t.wasserstein_distance([[1, 3, 1], [1, 3, 1]], one, 1, order=2) == 1
+    largest = [[1e308, 1.5e308, 1], [-1e308, 1.5e308, 1]]  # whose differences overflow
+    assert t.wasserstein_distance(largest, [], 1, order=2) == pytest.approx(math.hypot(0.25, 1.25) * 1e308)
     forever = [[0, np.inf, 0], [1, 2, 1]]
     assert t.bottleneck_distance(forever, one) == t.wasserstein_distance(forever, one) == math.inf
     assert t.bottleneck_distance(forever, [[0.25, np.inf, 0]]) == t.wasserstein_distance(forever, [[0.25, np.inf, 0]])
@@ -265,6 +304,7 @@ def test_bottleneck_distance_is_a_metric_that_scales(a, b, c):
         (lambda: t.distance_matrix(np.empty((0, 2))), "1 or more points"),
         (lambda: t.distance_matrix([["a", "b"]]), "expected numbers"),
         (lambda: t.distance_matrix([[0.0], [np.nan]]), "row 1 holds NaN"),
+        (lambda: t.distance_matrix([[0.0], [2e300]]), "overflow from 1e"),
         (lambda: t.distance_matrix([[0.0, 1.0], [2.0, 0.0]], "precomputed"), "symmetric"),
         (lambda: t.distance_matrix([[0.0, -1.0], [-1.0, 0.0]], "precomputed"), "none negative"),
         (lambda: t.distance_matrix(np.zeros((2, 3)), "precomputed"), "square"),

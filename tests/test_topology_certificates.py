@@ -83,6 +83,19 @@ def test_a_rigid_motion_is_not_seen_and_a_displacement_is():
     np.testing.assert_allclose(t.displacement(X, X + np.array([3, 4])), 5)
 
 
+@pytest.mark.parametrize("engine", ["gudhi", "auto"])
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**-100, 2.0**100, 2.0**990])
+def test_the_chain_scales(scale, engine):
+    """Where squares, or numbers in single precision, would overflow or vanish."""
+    X = np.random.default_rng(0).standard_normal((20, 5))
+    Y = X + 0.1 * np.random.default_rng(1).standard_normal(X.shape)
+    one, other = (t.stability_bounds(c * X, c * Y, (0, 1, 2), engine) for c in (1, scale))
+    for k in range(3):
+        assert other.bottleneck[k] == one.bottleneck[k] * scale > 0
+    assert (other.capped, other.distortion) == (one.capped * scale, one.distortion * scale)
+    assert other.twice_displacement == pytest.approx(one.twice_displacement * scale, rel=1e-14, abs=0)
+
+
 def test_identical_clouds_have_bounds_of_zero():
     X = np.random.default_rng(0).standard_normal((300, 64))
     found = t.stability_bounds(X, X.copy(), (0, 1))
@@ -275,6 +288,7 @@ points = np.zeros((4, 2))
         (lambda: t.cloud_scores(points, points, [[0, 4]]), ParameterError, "clouds"),
         (lambda: t.cloud_scores(points, points, [[]]), ParameterError, "clouds"),
         (lambda: t.patient_clouds([1, 2], 3), ParameterError, "from 1 to 2"),
+        (lambda: t.patient_clouds([1.0, np.nan, np.nan], 1), ParameterError, "image 1 has none"),
         (lambda: t.patient_clouds([], 1), ParameterError, "one name for each image"),
         (lambda: batch_rank(9, 0.9, 0), ParameterError, "whole numbers"),
         (lambda: batch_rank(9, 1.0), ParameterError, "between 0 and 1"),

@@ -37,8 +37,9 @@ _SLOPES = {
     **dict.fromkeys((nn.Hardswish, F.hardswish), 1.5),
     **dict.fromkeys((nn.Hardsigmoid, F.hardsigmoid), 1 / 6),
 }
-# What only moves numbers about, or does nothing in evaluation
+# What only moves numbers about, leaves some out, or does nothing in evaluation
 _ISOMETRIES = {
+    *("chunk", "split", torch.chunk, torch.split, operator.getitem),
     *(nn.Identity, nn.Dropout, nn.Flatten, nn.ZeroPad2d, torch.flatten, torch.permute, stochastic_depth, F.dropout),
     *("permute", "flatten", "view", "reshape", "contiguous"),
 }
@@ -214,7 +215,7 @@ class _Propagation(fx.Interpreter):
         value = self.values[node] = super().run_node(node)
         if node.op == "placeholder":
             self.constants[node] = 1.0
-        elif node.op == "get_attr" or not isinstance(value, Tensor):
+        elif node.op == "get_attr" or not _holds_tensor(value):
             self.constants[node] = 0.0
         elif node.op == "output":
             self.constants[node] = self.total = self._of(node.args[0])
@@ -230,13 +231,14 @@ class _Propagation(fx.Interpreter):
         if not any(inputs):
             return 0.0
         kind: Any = type(self.submodules[node.target]) if node.op == "call_module" else node.target
-        if kind in (operator.add, torch.add, operator.iadd):
-            return sum(self._of(argument) for argument in node.args[:2])
-        if kind is torch.cat:
-            return math.hypot(*inputs)
-        if kind in (operator.mul, torch.mul, operator.imul):
+        if kind in (operator.add, torch.add, operator.iadd) and not node.kwargs:
+            return sum(self._of(argument) * self._copies(argument, node) for argument in node.args[:2])
+        if kind is torch.cat and node.args:
+            return math.hypot(*map(self._of, _any(node.args[0])))  # a value may come twice
+        if kind in (operator.mul, torch.mul, operator.imul) and not node.kwargs:
             return self._product(node)
-        own = self._own(node, kind)
+        others = [*node.args[1:], *node.kwargs.values()]
+        own = self._own(node, kind) if node.args and not any(map(self._of, others)) else None
         if own is None:
             self.unbounded.append(f"{node.name} ({getattr(kind, '__name__', kind)})")
             return math.inf
@@ -250,29 +252,41 @@ class _Propagation(fx.Interpreter):
             return math.inf
         fixed = node.args[0] if second else node.args[1]
         number = self.values[fixed] if isinstance(fixed, fx.Node) else fixed
-        return (first or second) * float(torch.as_tensor(number).abs().max())
+        copies = self._copies(node.args[1] if second else node.args[0], node)
+        return (first or second) * copies * float(torch.as_tensor(number).abs().max())
+
+    def _copies(self, argument: Any, node: fx.Node) -> float:
+        """How much longer an argument gets by being broadcast."""
+        if not isinstance(argument, fx.Node) or not isinstance(self.values[argument], Tensor):
+            return 1.0
+        return math.sqrt(self.values[node].numel() / self.values[argument].numel())
 
     def _own(self, node: fx.Node, kind: Any) -> float | None:
         """Constant of one layer; None where no rule is known."""
         module: Any = self.submodules[node.target] if node.op == "call_module" else None
-        size = tuple(self.values[node.args[0]].shape[2:]) if isinstance(node.args[0], fx.Node) else ()
         if kind in _ISOMETRIES:
-            return 1.0
+            return 1.0 if kind is not operator.getitem or _is_slice(node.args[1]) else None
+        size, new_size = (tuple(self.values[_any(at)].shape[2:]) for at in (node.args[0], node))
         if kind in _SLOPES:
             return _SLOPES[kind]
-        rule: Callable[[], float] | None = {
-            nn.Conv2d: lambda: self._convolution(node, module.weight, size, module.dilation, module.groups),
+        rule: Callable[[], float | None] | None = {
+            nn.Conv2d: lambda: self._convolution_module(node, module, size),
             torch.conv2d: lambda: self._functional_convolution(node, size),
             nn.BatchNorm2d: lambda: _batch_norm(module),
             nn.Linear: lambda: self._told(node, "Linear", _SLACK * _matrix_norm(module.weight[None])),
             nn.LayerNorm: lambda: _layer_norm(module.weight, module.eps),
             F.layer_norm: lambda: _layer_norm(self.values.get(_any(node.args[2])), _epsilon(node)),
-            nn.MaxPool2d: lambda: float(_overlap(module)),
-            nn.AvgPool2d: lambda: _overlap(module) / _first(module.kernel_size),
-            nn.AdaptiveAvgPool2d: lambda: _to_one(size, module.output_size),
-            F.adaptive_avg_pool2d: lambda: _to_one(size, node.args[1]),
+            nn.MaxPool2d: lambda: _max_pool(module),
+            nn.AvgPool2d: lambda: _average_pool(module, size, new_size),
+            nn.AdaptiveAvgPool2d: lambda: _adaptive_pool(size, new_size),
+            F.adaptive_avg_pool2d: lambda: _adaptive_pool(size, new_size),
         }.get(kind)
         return None if rule is None else rule()
+
+    def _convolution_module(self, node: fx.Node, module: nn.Conv2d, size: tuple[int, ...]) -> float | None:
+        if module.padding_mode != "zeros":
+            return None
+        return self._convolution(node, module.weight, size, module.dilation, module.groups)
 
     def _functional_convolution(self, node: fx.Node, size: tuple[int, ...]) -> float:
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -311,18 +325,53 @@ def _layer_norm(weight: Any, eps: float) -> float:
     return float(1.0 if weight is None else weight.abs().max()) / math.sqrt(eps)
 
 
-def _first(pair: Any) -> int:
-    return pair if isinstance(pair, int) else max(pair)
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value))
 
 
-def _overlap(pool: Any) -> int:
-    """Windows, along one side, that a pixel lies in: squared, how often it counts."""
-    return math.ceil(_first(pool.kernel_size) / _first(pool.stride))
+def _is_slice(index: Any) -> bool:
+    """Whether an index takes no entry twice."""
+    return all(isinstance(i, int | slice | None | type(...)) for i in (index if isinstance(index, tuple) else (index,)))
 
 
-def _to_one(size: tuple[int, ...], output: Any) -> float:
-    """The mean of n numbers has the norm 1 / sqrt(n); parts of the picture are bounded like copies of it."""
-    return 1 / math.sqrt(math.prod(size)) if _first(output) == 1 else 1.0
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _max_pool(pool: nn.MaxPool2d) -> float | None:
+    """The root of the number of windows that a pixel lies in: how often it may count."""
+    if _pair(pool.dilation) != (1, 1):
+        return None
+    return math.sqrt(math.prod(math.ceil(k / s) for k, s in zip(_pair(pool.kernel_size), _pair(pool.stride))))
+
+
+def _average_pool(pool: nn.AvgPool2d, size: tuple[int, ...], new_size: tuple[int, ...]) -> float:
+    """Rows and columns are averaged one after the other: the product of two norms."""
+    total, given = 1.0, [_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding)]
+    for n, n_new, kernel, stride, padding in zip(size, new_size, *given):
+        windows = []
+        for start in range(-padding, -padding + n_new * stride, stride):
+            stop = min(start + kernel, n + padding)
+            first, last = max(start, 0), min(stop, n)
+            windows.append((first, last, stop - start if pool.count_include_pad else last - first))
+        total *= _averages_norm(n, [(*w[:2], 1) for w in windows] if pool.divisor_override else windows)
+    return total / (pool.divisor_override or 1)
+
+
+def _adaptive_pool(size: tuple[int, ...], new_size: tuple[int, ...]) -> float:
+    total = 1.0
+    for n, n_new in zip(size, new_size):
+        ends = [(i * n // n_new, -(-(i + 1) * n // n_new)) for i in range(n_new)]
+        total *= _averages_norm(n, [(first, last, last - first) for first, last in ends])
+    return total
+
+
+def _averages_norm(n: int, windows: list[tuple[int, int, int]]) -> float:
+    """Norm of the map from n numbers to their sums from `first` to before `last`, divided by `divisor`."""
+    matrix = np.zeros((len(windows), n))
+    for row, (first, last, divisor) in zip(matrix, windows):
+        row[first:last] = 1 / divisor
+    return float(np.linalg.norm(matrix, 2)) * (1 + 1e-12)
 
 
 def _checked(images: np.ndarray, backbone: Backbone) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Networks by name, as a table: where each is built, and where its weights and its classifier are."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ModelFileError, ParameterError, require
+from ..errors import ModelFileError, ParameterError, did_you_mean, require
 from .weights import lite_weights, load_weights, state_sha256, timm_weights, torchvision_weights
 
 _TIMM = "timm:"
@@ -225,7 +224,7 @@ _ARCHITECTURES = {
 
 def _known_architecture(name: str) -> _Architecture:
     if name not in _ARCHITECTURES:
-        hint = _did_you_mean(name, list_backbones())
+        hint = did_you_mean(name, list_backbones())
         allowed = ", ".join(list_backbones())
         raise ParameterError(f"backbone {name!r}: unknown.{hint} Allowed: {allowed}, timm:<model>.")
     return _ARCHITECTURES[name]
@@ -235,7 +234,7 @@ def _timm_architecture(name: str) -> _Architecture:
     timm = require("timm", "timm")
     model = name.removeprefix(_TIMM)
     if not timm.is_model(model):
-        hint = _did_you_mean(model, timm.list_models())
+        hint = did_you_mean(model, timm.list_models())
         raise ParameterError(f"backbone {name!r}: timm has no such model.{hint} See timm.list_models().")
     config = timm.get_pretrained_cfg(model)
     return _Architecture(
@@ -246,11 +245,6 @@ def _timm_architecture(name: str) -> _Architecture:
         mean=tuple(255 * value for value in config.mean),
         std=tuple(255 * value for value in config.std),
     )
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _count_features(network: nn.Module, name: str, input_size: tuple[int, int]) -> int:

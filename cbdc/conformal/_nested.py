@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ParameterError
-from ..taxonomy import Taxonomy, suggestion
+from ..errors import ParameterError, suggestion
+from ..taxonomy import Taxonomy
 
 __all__ = ["Tree", "check_leaves", "nested_scores", "nested_sets"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import DatasetError, LeakageError
-from ..taxonomy import Taxonomy, get_taxonomy, map_labels, suggestion
+from ..errors import DatasetError, LeakageError, suggestion
+from ..taxonomy import Taxonomy, get_taxonomy, map_labels
 from .splits import (
     UNITS,
     assign_parts,

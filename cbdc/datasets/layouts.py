@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import DatasetError, require
-from ..taxonomy import Taxonomy, get_taxonomy, suggestion
+from ..errors import DatasetError, require, suggestion
+from ..taxonomy import Taxonomy, get_taxonomy
 from .dataset import LesionDataset
 from .manifest import IMAGE_SUFFIXES, ImageFinder, Problems, canonical, check_rows, find_file, inside, read_table
 

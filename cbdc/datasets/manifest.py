@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import DatasetError
-from ..taxonomy import Taxonomy, suggestion
+from ..errors import DatasetError, suggestion
+from ..taxonomy import Taxonomy
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFinder", "Problems", "canonical", "check_rows", "find_file", "inside", "read_table"]
 

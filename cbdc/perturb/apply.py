@@ -1,12 +1,11 @@
 """Perturbations by name and severity, drawn anew for each image from the seed and the image itself."""
 
-import difflib
 import hashlib
 from numbers import Integral
 
 import numpy as np
 
-from ..errors import ParameterError
+from ..errors import ParameterError, did_you_mean
 from ._base import Perturbation, check_image
 from .jpeg import Jpeg
 from .layers import Gel, Hair, Ruler, Vignette
@@ -63,7 +62,7 @@ def list_perturbations(kind: str | None = None) -> list[str]:
     """
     kinds = ["photometric", "morphological"]
     if kind is not None and kind not in kinds:
-        raise ParameterError(f"kind: got {kind!r}; expected one of {kinds} or None.{_did_you_mean(kind, kinds)}")
+        raise ParameterError(f"kind: got {kind!r}; expected one of {kinds} or None.{did_you_mean(kind, kinds)}")
     return [name for name, perturbation in PERTURBATIONS.items() if kind in (None, perturbation.kind)]
 
 
@@ -103,7 +102,7 @@ def draw_perturbation(image: np.ndarray, name: str, severity: int, random_state:
     """
     check_image(image)
     if name not in list(PERTURBATIONS):
-        hint = _did_you_mean(name, list(PERTURBATIONS))
+        hint = did_you_mean(name, list(PERTURBATIONS))
         raise ParameterError(f"name: no perturbation is called {name!r}.{hint} Allowed: {', '.join(PERTURBATIONS)}.")
     if not _is_integer(severity) or not 1 <= severity <= 5:
         raise ParameterError(f"severity: got {severity!r}; expected an integer from 1 (slight) to 5.")
@@ -196,8 +195,3 @@ def _is_batch(image: np.ndarray) -> bool:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _did_you_mean(word: object, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(str(word).lower(), allowed, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

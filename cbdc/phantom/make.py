@@ -9,8 +9,8 @@ import pandas as pd
 from sklearn.utils import check_random_state
 
 from ..datasets import LesionDataset
-from ..errors import DatasetError
-from ..taxonomy import get_taxonomy, suggestion
+from ..errors import DatasetError, suggestion
+from ..taxonomy import get_taxonomy
 from .camera import photograph
 from .law import CLASSES, CONCEPTS, DEFAULT_PRIOR, class_posterior, concept_tables
 from .scene import N_UNIFORMS, make_scene, outline_lesions

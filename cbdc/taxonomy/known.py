@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from ..errors import DatasetError
-from .tree import Taxonomy, suggestion
+from ..errors import DatasetError, suggestion
+from .tree import Taxonomy
 
 __all__ = ["TAXONOMIES", "get_taxonomy", "map_labels"]
 

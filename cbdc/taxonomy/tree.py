@@ -3,14 +3,13 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import DatasetError
+from ..errors import DatasetError, suggestion
 
 __all__ = ["Taxonomy", "suggestion"]
 
@@ -202,15 +201,6 @@ class Taxonomy:
         if node not in self._parents:
             raise DatasetError(f"taxonomy {self._name!r} has no label {node!r}{suggestion(node, self._parents)}.")
         return node
-
-
-def suggestion(word: object, allowed: Iterable[str]) -> str:
-    """The tail of an error message: a near miss if there is one, and the allowed words."""
-    allowed = sorted(allowed)
-    near = get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
-    hint = f"; did you mean {next(a for a in allowed if a.lower() == near[0])!r}?" if near else ""
-    shown = ", ".join(allowed[:12]) + (f", ... ({len(allowed)} in all)" if len(allowed) > 12 else "")
-    return f"{hint} (allowed: {shown})"
 
 
 def _checked_parents(edges: Iterable[tuple[str, str | None]], name: str) -> dict[str, str | None]:

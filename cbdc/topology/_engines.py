@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 
 from ..errors import ParameterError, require
+from .distances import exponent_of
 
 __all__ = ["ENGINES", "choose_engine", "run_engine"]
 
@@ -28,10 +29,14 @@ def run_engine(engine: str, D: np.ndarray, max_dimension: int, max_edge_length: 
     """
     if engine == "giotto":
         gph = require("gph", "giotto")
-        found = gph.ripser_parallel(
-            D, maxdim=max_dimension, thresh=max_edge_length, metric="precomputed", n_threads=n_jobs
-        )
-        return [pairs.astype(np.float64) for pairs in found["dgms"]]
+        exponent = exponent_of(D)
+        if abs(exponent) < 64:
+            exponent = 0
+        else:  # single precision ends at 2^128
+            D = np.ldexp(D, -exponent)
+        end = np.ldexp(max_edge_length, -exponent)
+        found = gph.ripser_parallel(D, maxdim=max_dimension, thresh=end, metric="precomputed", n_threads=n_jobs)
+        return [np.ldexp(pairs.astype(np.float64), exponent) for pairs in found["dgms"]]
     from gudhi.sklearn.rips_persistence import RipsPersistence
 
     rips = RipsPersistence(

@@ -11,6 +11,7 @@ from ..errors import ParameterError
 from .cloud import Cloud
 from .diagram_distances import bottleneck_distance
 from .diagrams import check_dimensions
+from .distances import scaled
 from .h0 import h0_bottleneck
 
 __all__ = ["StabilityBounds", "displacement", "distortion", "stability_bounds"]
@@ -47,7 +48,8 @@ def displacement(X: ArrayLike | Cloud, Y: ArrayLike | Cloud) -> np.ndarray:
     before, after = _paired(X, Y, "euclidean")
     if "precomputed" in (before.metric, after.metric):
         raise ParameterError("displacement takes the points themselves; distances do not tell how far a point moved.")
-    return np.linalg.norm(after.points - before.points, axis=1)
+    moved, exponent = scaled(after.points - before.points)
+    return np.ldexp(np.linalg.norm(moved, axis=1), exponent)
 
 
 def distortion(X: ArrayLike | Cloud, Y: ArrayLike | Cloud, capped: bool = True, *, metric: str = "euclidean") -> float:
@@ -164,7 +166,7 @@ def stability_bounds(
     -----
     **Guarantee.** As of `distortion` and `displacement`. In floating point the chain holds to within 2e-10 of the
     largest distance (1e-7 for diagrams of giotto-ph, which is in single precision); up to the distortion it holds to
-    the bit in dimension 0, whose diagram is made of the same distances.
+    the bit in dimension 0, whose diagram is made of the same distances, for clouds of up to 4,000 points.
 
     Examples
     --------

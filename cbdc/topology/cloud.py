@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ParameterError
 from .diagrams import persistence_diagrams
-from .distances import check_points, distance_blocks, distance_matrix, matrix_blocks, radius_of_blocks
+from .distances import check_metric, check_points, distance_blocks, distance_matrix, matrix_blocks, radius_of_blocks
 from .h0 import h0_death_times, h0_of_matrix
 
 __all__ = ["Cloud"]
@@ -40,9 +39,7 @@ class Cloud:
     """
 
     def __init__(self, X: ArrayLike, metric: str = "euclidean") -> None:
-        if metric not in ("euclidean", "precomputed"):
-            raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
-        self.metric = metric
+        self.metric = check_metric(metric)
         self.points = distance_matrix(X, metric) if metric == "precomputed" else check_points(X)
         self._diagrams: dict[tuple, np.ndarray] = {}
 

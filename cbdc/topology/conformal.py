@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
@@ -270,6 +271,8 @@ def patient_clouds(
     names = np.asarray(patients)
     if names.ndim != 1 or len(names) == 0:
         raise ParameterError(f"patients: got shape {names.shape}; give one name for each image.")
+    if len(missing := np.flatnonzero(pd.isna(names))):
+        raise ParameterError(f"patients: image {missing[0]} has none. Fix: leave it out, or name its patient.")
     codes, n = np.unique(names, return_inverse=True)[1], len(np.unique(names))
     if not isinstance(patients_per_cloud, Integral) or not 1 <= patients_per_cloud <= n:
         raise ParameterError(f"patients_per_cloud: got {patients_per_cloud!r}; expected a whole number from 1 to {n}.")

@@ -91,16 +91,18 @@ def wasserstein_distance(a: ArrayLike, b: ArrayLike, dimension: int = 0, order: 
     if not order >= 1 or np.isinf(order):
         raise ParameterError(f"order: got {order!r}; expected a finite number, 1 or more; bottleneck_distance is inf.")
     first, second, shifts = _split(a, b, dimension)
-    unit = max(np.abs(pairs).max(initial=0) for pairs in (first, second, shifts))  # so that no power overflows
-    if np.isinf(unit) or unit == 0:
-        return float(unit)
-    stays = [((pairs[:, 1] - pairs[:, 0]) / (2 * unit)) ** order for pairs in (first, second)]
-    moves = (np.abs(first[:, None] - second[None]).max(axis=2, initial=0) / unit) ** order
+    largest = max(np.abs(pairs).max(initial=0) for pairs in (first, second, shifts))
+    if np.isinf(largest) or largest == 0:
+        return float(largest)
+    unit = float(np.ldexp(0.5, np.frexp(largest)[1]))  # so that no power overflows; a power of two moves no bit
+    first, second, shifts = first / unit, second / unit, shifts / unit
+    stays = [((pairs[:, 1] - pairs[:, 0]) / 2) ** order for pairs in (first, second)]
+    moves = np.abs(first[:, None] - second[None]).max(axis=2, initial=0) ** order
     gains = np.minimum(moves - stays[0][:, None] - stays[1], 0)
     i, j = linear_sum_assignment(gains)
     i, j = i[gains[i, j] < 0], j[gains[i, j] < 0]
-    costs = [moves[i, j], np.delete(stays[0], i), np.delete(stays[1], j), (shifts / unit) ** order]
-    return float(unit * np.concatenate(costs).sum() ** (1 / order))
+    costs = [moves[i, j], np.delete(stays[0], i), np.delete(stays[1], j), shifts**order]
+    return unit * float(np.concatenate(costs).sum() ** (1 / order))
 
 
 def _split(a: ArrayLike, b: ArrayLike, dimension: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

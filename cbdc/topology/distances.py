@@ -12,6 +12,7 @@ __all__ = ["check_points", "distance_blocks", "distance_matrix", "enclosing_radi
 
 RELATIVE_ERROR = 1e-10  # of a distance from the matrix product; below it the coordinates are subtracted
 _BLOCK = 2**18  # distances computed at a time: 2 MB, which the cache holds
+_LARGEST = 1e300  # coordinate
 _SQUARE = 256  # side of the squares in which a matrix is compared with its transpose
 
 
@@ -77,14 +78,10 @@ def distance_blocks(X: ArrayLike, metric: str = "euclidean") -> Iterator[tuple[s
     >>> [(rows, block.shape) for rows, block in distance_blocks(np.zeros((4, 2)))]
     [(slice(0, 4, None), (4, 4))]
     """
-    if metric == "precomputed":
+    if check_metric(metric) == "precomputed":
         yield from matrix_blocks(_check_distances(X))
         return
-    if metric != "euclidean":
-        raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
-    points = check_points(X)
-    exponent = int(np.frexp(np.abs(points).max(initial=0.0))[1])
-    points = np.ldexp(points, -exponent)  # a power of two: exact, and no square overflows
+    points, exponent = scaled(check_points(X))
     centred = points - points.mean(axis=0)
     squares = np.einsum("ij,ij->i", centred, centred)
     for rows in _row_blocks(len(points)):
@@ -108,12 +105,30 @@ def _block(points: np.ndarray, centred: np.ndarray, squares: np.ndarray, rows: s
         block = cdist(points[rows], points[columns])
     else:
         i, j = np.nonzero(near)
-        for part in np.array_split(np.arange(len(i)), 1 + len(i) * points.shape[1] // _BLOCK):
-            difference = points[rows][i[part]] - points[columns][j[part]]
-            block[i[part], j[part]] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+        block[i, j] = subtracted(points, rows.start + i, rows.start + j)
     square = np.triu(block[:, :n_rows], 1)
     block[:, :n_rows] = square + square.T
     return block
+
+
+def scaled(points: np.ndarray) -> tuple[np.ndarray, int]:
+    """The points divided by two to an exponent: exact, and no square of a coordinate overflows."""
+    exponent = exponent_of(points)
+    return np.ldexp(points, -exponent), exponent
+
+
+def exponent_of(points: np.ndarray) -> int:
+    """Least e such that all coordinates are below 2^e."""
+    return int(np.frexp(max(points.max(initial=0.0), -points.min(initial=0.0)))[1])
+
+
+def subtracted(points: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Distances between the points of rows i and those of rows j, (m,), from the differences of their coordinates."""
+    found = np.empty(len(i))
+    for part in np.array_split(np.arange(len(i)), 1 + len(i) * points.shape[1] // _BLOCK):
+        difference = points[i[part]] - points[j[part]]
+        found[part] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+    return found
 
 
 def matrix_blocks(D: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -166,6 +181,12 @@ def radius_of_blocks(blocks: Iterable[tuple[slice, np.ndarray]]) -> float:
     return float(farthest.min())
 
 
+def check_metric(metric: str) -> str:
+    if metric not in ("euclidean", "precomputed"):
+        raise ParameterError(f"metric={metric!r}: there is 'euclidean' and 'precomputed'.")
+    return metric
+
+
 def check_points(X: ArrayLike, name: str = "X") -> np.ndarray:
     """The cloud as float64 of shape (n, n_features), finite, with a point at least."""
     points = _check_numbers(X, name)
@@ -202,6 +223,9 @@ def _check_numbers(X: ArrayLike, name: str) -> np.ndarray:
 
 
 def _check_finite(table: np.ndarray, name: str) -> None:
-    if not (np.isfinite(table.max(initial=0.0)) and np.isfinite(table.min(initial=0.0))):
+    largest = max(table.max(initial=0.0), -table.min(initial=0.0))
+    if not np.isfinite(largest):
         row = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
         raise ParameterError(f"{name}: row {row} holds NaN or infinity; leave that point out of both clouds.")
+    if largest > _LARGEST:
+        raise ParameterError(f"{name}: got {largest:g}; distances overflow from {_LARGEST:g} on. Fix: divide by it.")
