@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder that holds ph2 and pad_ufes_20")
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/posteriors.json"))
-    parser.add_argument("--data", nargs="+", default=["ph2", "pad_ufes_20"], help="ham10000 too takes hours")
+    parser.add_argument("--data", nargs="+", default=["ph2"], help="others take minutes to hours")
     parser.add_argument("--draws", type=int, default=250, help="of each of four chains")
     parser.add_argument("--quick", action="store_true", help="made lesions, few draws; under a minute")
     arguments = parser.parse_args()
