@@ -2,8 +2,8 @@
 
 HAM10000 (frozen EfficientNet-Lite0), 60/20/20 by lesion; each head is fitted on the training part and judged on the
 test part of each of `--seeds` splits, and so are multiples of the prior precision that the evidence chose. With --full
-the full covariance (7,686 parameters) is fitted on the first of them, at the prior precision that the default found. Fit
-times are CPU seconds of one thread.
+the full covariance (7,686 parameters) is fitted on the first of them, at the prior precision that the default found.
+Fit times are CPU seconds of one thread.
 
     OMP_NUM_THREADS=1 python -m experiments.laplace_covariances --root DATA --cache .cache
 """
