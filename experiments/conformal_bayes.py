@@ -4,12 +4,13 @@ posterior bound of a risk by Bayesian quadrature holds over repeated calibration
 
 Made cases (200 to train on, posteriors exact or not, models right or wrong), the number of draws, then HAM10000 (frozen
 EfficientNet-Lite0, `LaplaceHead`), one image of each lesion, and PAD-UFES-20 with sets from HAM10000. For the bounds,
-losses of which the risk is known.
+losses of which the risk is known. What the results file holds already is not computed again.
 
     python -m experiments.conformal_bayes --root DATA --cache .cache
 """
 
 import argparse
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -75,17 +76,17 @@ def linear(d: int, n_classes: int) -> Callable[[np.random.Generator, int], tuple
     return make
 
 
-# name: how cases are made, the head, whether its runs are dear
-MADE: dict[str, tuple[Callable, Any, bool]] = {
-    "exact posterior, right model": (one_feature, GridHead(), False),
-    "exact posterior, truth not linear": (bent, GridHead(), False),
-    "exact posterior, sure of a wrong slope": (lambda rng, n: one_feature(rng, n, -1.0), GridHead(3.0), False),
-    "`LaplaceHead`, 5 features, 3 classes": (linear(5, 3), LaplaceHead(5 / 4), False),
-    "`LaplaceHead`, 20 features, 3 classes": (linear(20, 3), LaplaceHead(20 / 4), False),
-    "`LaplaceHead`, 50 features, 2 classes": (linear(50, 2), LaplaceHead(50 / 4), False),
-    "exact posterior, 50 features, 2 classes": (linear(50, 2), PolyaGammaHead(50 / 8), True),
-    "`LaplaceHead`, 40 features, 3 classes, prior too weak": (linear(40, 3), LaplaceHead(0.01), True),
-    "draws all alike, 50 features, 2 classes": (linear(50, 2), PlugInHead(50 / 4), True),
+# name: how cases are made, the head, what part of the runs is affordable
+MADE: dict[str, tuple[Callable, Any, int]] = {
+    "exact posterior, right model": (one_feature, GridHead(), 1),
+    "exact posterior, truth not linear": (bent, GridHead(), 1),
+    "exact posterior, sure of a wrong slope": (lambda rng, n: one_feature(rng, n, -1.0), GridHead(3.0), 1),
+    "`LaplaceHead`, 5 features, 3 classes": (linear(5, 3), LaplaceHead(5 / 4), 2),
+    "`LaplaceHead`, 20 features, 3 classes": (linear(20, 3), LaplaceHead(20 / 4), 2),
+    "`LaplaceHead`, 50 features, 2 classes": (linear(50, 2), LaplaceHead(50 / 4), 2),
+    "exact posterior, 50 features, 2 classes": (linear(50, 2), PolyaGammaHead(50 / 8), 4),
+    "`LaplaceHead`, 40 features, 3 classes, prior too weak": (linear(40, 3), LaplaceHead(0.01), 4),
+    "draws all alike, 50 features, 2 classes": (linear(50, 2), PlugInHead(50 / 4), 4),
 }
 
 
@@ -249,34 +250,49 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/conformal_bayes.json"))
     parser.add_argument("--figure", type=Path, default=Path("docs/images/conformal_bayes.png"))
-    parser.add_argument("--runs", type=int, default=200, help="half of it where a run is dear")
+    parser.add_argument("--made", type=int, nargs="*", default=list(range(len(MADE))), help="numbers of made problems")
+    parser.add_argument("--runs", type=int, default=200, help="half or a quarter of it where a run is dear")
     parser.add_argument("--splits", type=int, default=2, help="half of it for 2,000 lesions")
     parser.add_argument("--quick", action="store_true", help="few runs and made lesions; under a minute")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.root, arguments.runs, arguments.splits = None, 10, 2
+        arguments.root, arguments.runs, arguments.splits = None, 10, 1
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
-    results: dict[str, Any] = {
-        "made": {name: made(name, arguments.runs // 2 if MADE[name][2] else arguments.runs) for name in MADE},
-        "draws": numbers_of_draws(arguments.runs // 20 or 1),
-        "bounds": bounds(5 * arguments.runs),
-    }
+    command = "python -m experiments.conformal_bayes" + (" --quick" if arguments.quick else " --root DATA")
+    results: dict[str, Any] = {"made": {}, "draws": {}, "bounds": {}, "real": {}}
+    if arguments.out.exists() and not arguments.quick:
+        results |= json.loads(arguments.out.read_text(encoding="utf-8"))
     lesions, embedder = ham10000(arguments.root, arguments.cache)
     if arguments.quick:
         other = make_lesions(100, image_size=96, random_state=1)
     else:
         other = mapped(load_dataset("pad_ufes_20", arguments.root / "pad_ufes_20"))
+
+    def keep(part: str, found: dict[str, Any]) -> None:
+        results[part] |= found
+        results["made"] = {name: results["made"][name] for name in MADE if name in results["made"]}
+        print(part, *found, flush=True)
+        write_results(arguments.out, results, command=command, data=[lesions.data, other])
+
+    for i, (name, (_, _, part)) in enumerate(MADE.items()):
+        if i in arguments.made and name not in results["made"]:
+            keep("made", {name: made(name, max(arguments.runs // part, 2))})
+    if not results["bounds"]:
+        keep("bounds", bounds(5 * arguments.runs))
+    if not results["draws"]:
+        keep("draws", numbers_of_draws(arguments.runs // 40 or 1))
     abroad = Embedded(other, embedder, like=lesions).one_per_unit(other, 0)
     sizes = {200: 1} if arguments.quick else {500: arguments.splits, 2000: arguments.splits // 2}
-    results["real"] = {}
     for n, splits in sizes.items():
+        if any(name.startswith(f"{n} lesions") for name in results["real"]):
+            continue
+        found = {}
         for name, rows in real(lesions, abroad, n, splits).items():
             summary = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
             spread = {f"{key}, spread": float(np.std([row[key] for row in rows])) for key in rows[0]}
-            results["real"][f"{n} lesions, {name}"] = summary | spread | {"splits": splits}
-    command = "python -m experiments.conformal_bayes" + (" --quick" if arguments.quick else " --root DATA")
-    write_results(arguments.out, results, command=command, data=[lesions.data, other])
+            found[f"{n} lesions, {name}"] = summary | spread | {"splits": splits}
+        keep("real", found)
     draw(results, arguments.figure)
     print("\n".join(tables(results).values()))
 
@@ -285,37 +301,45 @@ def main() -> None:
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
+    """The page and the tables on it, of the parts that were run."""
     first = "| posterior and model | conformal Bayes: coverage | labels in a set | split conformal: coverage | labels |"
-    lines = [first + " credible: coverage | labels | k > 0.7 | check failed |", "|---" * 9 + "|"]
+    rows = []
     for name, e in results["made"].items():
         cells = [name]
         for method in METHODS:
             error = 1.96 * e[f"{method}, coverage, error"]
             cells += [f"{e[f'{method}, coverage']:.3f} ± {error:.3f}", f"{e[f'{method}, size']:.2f}"]
-        cells += [f"{100 * e['degenerate']:.1f}%", f"{100 * e['fell back']:.0f}%"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| draws | coverage | labels in a set | difference of p-values | k > 0.7 |", "|---" * 5 + "|"]
-    for n, e in results["draws"].items():
-        lines.append(
-            f"| {n} | {e['coverage']:.3f} | {e['size']:.2f} | {e['difference']:.4f} | {100 * e['degenerate']:.1f}% |"
-        )
-    lines += [
-        "",
-        "| HAM10000 | coverage | labels in a set | mean coverage of the classes | PAD-UFES-20: coverage | labels |",
-        "|---" * 6 + "|",
+        cells += [
+            f"{e['alone, coverage']:.3f}",
+            f"{100 * e['degenerate']:.1f}%",
+            f"{100 * e['fell back']:.0f}%",
+            str(e["runs"]),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    parts = [_table(first + " credible: coverage | labels | without fallback | k > 0.7 | check failed | runs |", rows)]
+    rows = [
+        f"| {n} | {e['coverage']:.3f} | {e['size']:.2f} | {e['difference']:.4f} | {100 * e['degenerate']:.1f}% |"
+        for n, e in results["draws"].items()
     ]
-    for name, e in results["real"].items():
-        lines.append(
-            f"| {name} | {e['coverage']:.3f} | {e['size']:.2f} | {e['mean of classes']:.3f} | "
-            f"{e['coverage abroad']:.3f} | {e['size abroad']:.2f} |"
-        )
-    lines += ["", "| losses | risk | quadrature: holds | mean bound | proved bound: holds | mean |", "|---" * 6 + "|"]
-    for name, e in results["bounds"].items():
-        lines.append(
-            f"| {name} | {e['risk']:.3f} | {100 * e['holds']:.1f}% | {e['bound']:.3f} | "
-            f"{100 * e['proved, holds']:.1f}% | {e['proved, bound']:.3f} |"
-        )
-    return {"docs/conformal/bayes.md": "\n".join(lines)}
+    parts.append(_table("| draws | coverage | labels in a set | difference of p-values | k > 0.7 |", rows))
+    first = "| HAM10000 | coverage | labels in a set | mean coverage of the classes | PAD-UFES-20: coverage | labels |"
+    rows = [
+        f"| {name} | {e['coverage']:.3f} | {e['size']:.2f} | {e['mean of classes']:.3f} | "
+        f"{e['coverage abroad']:.3f} | {e['size abroad']:.2f} |"
+        for name, e in results["real"].items()
+    ]
+    parts.append(_table(first, rows))
+    rows = [
+        f"| {name} | {e['risk']:.3f} | {100 * e['holds']:.1f}% | {e['bound']:.3f} | "
+        f"{100 * e['proved, holds']:.1f}% | {e['proved, bound']:.3f} |"
+        for name, e in results["bounds"].items()
+    ]
+    parts.append(_table("| losses | risk | quadrature: holds | mean bound | proved bound: holds | mean |", rows))
+    return {"docs/conformal/bayes.md": "\n\n".join(part for part in parts if part)}
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows]) if rows else ""
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -1,9 +1,9 @@
 """Claim: of the covariances and priors of `LaplaceHead`, the defaults lose nothing that is worth its cost.
 
 HAM10000 (frozen EfficientNet-Lite0), 60/20/20 by lesion; each head is fitted on the training part and judged on the
-test part of each of `--seeds` splits, and so are multiples of the prior precision that the evidence chose. The full
-covariance (7,686 parameters) is fitted on the first of them only, at the prior precision that the default found. Fit
-times are CPU seconds of one thread.
+test part of each of `--seeds` splits, and so are multiples of the prior precision that the evidence chose. With --full
+the full covariance (7,686 parameters) is fitted on the first of them, at the prior precision that the default found.
+Fit times are CPU seconds of one thread.
 
     OMP_NUM_THREADS=1 python -m experiments.laplace_covariances --root DATA --cache .cache
 """
@@ -38,12 +38,12 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder that holds ham10000")
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/laplace_covariances.json"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--no-full", action="store_true", help="leave out the full covariance, which takes minutes")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--full", action="store_true", help="the full covariance too, which takes minutes")
     parser.add_argument("--quick", action="store_true", help="made lesions, one seed; under a minute")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.root, arguments.seeds, arguments.no_full = None, 1, True
+        arguments.root, arguments.seeds, arguments.full = None, 1, False
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
     lesions, _ = ham10000(arguments.root, arguments.cache)
@@ -58,7 +58,7 @@ def main() -> None:
             name = f"{factor:g} times the precision of the evidence"
             rows.setdefault(name, []).append(figures(LaplaceHead(factor * precision), train, test))
             print(seed, name, rows[name][-1], flush=True)
-        if seed == 0 and not arguments.no_full:
+        if seed == 0 and arguments.full:
             rows[FULL] = [figures(LaplaceHead(precision, covariance="full"), train, test)]
             print(seed, FULL, rows[FULL][-1], flush=True)
     summary = {

@@ -302,6 +302,15 @@ def test_rows_of_a_group_share_the_weight_of_one(name):
     assert abs(grouped - once) < 0.3 * (alone - once)
 
 
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"ensemble"}))  # which also draws the rows of a group together
+def test_a_group_has_the_mean_weight_of_its_rows(name):
+    X, y = make_data(dtype=float)
+    weights, groups = np.random.default_rng(0).uniform(0.5, 2, 90), np.arange(90) // 3
+    grouped = quick(name).fit(X, y, sample_weight=weights, groups=groups).predict_proba(X)
+    explicit = quick(name).fit(X, y, sample_weight=weights / 3).predict_proba(X)
+    np.testing.assert_allclose(grouped, explicit, atol=1e-6)
+
+
 @every_head
 def test_bad_weights_and_groups_are_refused(name):
     X, y = make_data()

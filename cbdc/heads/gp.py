@@ -194,7 +194,7 @@ class RandomFeatureGPHead(BayesianHead):
         sample_weight : array-like of shape (n,), optional
             A row of weight 2 counts as two rows, one of weight 0 as none.
         groups : array-like of shape (n,), optional
-            Patient or lesion of each row: the rows of one share the weight of a row.
+            Patient or lesion of each row: the rows of one share the weight of a row, the mean of theirs.
 
         Returns
         -------
