@@ -231,7 +231,7 @@ def test_a_batch_equals_its_cases_one_by_one(options, condition, seed, n_classes
 def test_blocks_do_not_show(options, monkeypatch):
     P, y, _ = draw_cases(np.random.default_rng(0), 500, 4)
     whole = conformalized(P[:250], y[:250], **options).predict_set(P[250:])
-    monkeypatch.setattr("cbdc.conformal._base._CELLS", 44)
+    monkeypatch.setattr("cbdc.conformal._base.CELLS", 44)
     monkeypatch.setattr("cbdc.conformal._base._CELLS_RANKED", 44)
     clf = conformalized(P[:250], y[:250], **options)
     np.testing.assert_array_equal(clf.predict_set(P[250:]), whole)
