@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ParameterError
-from ._rows import TIE, least_masses, lowered, mass_below, mass_of_others, penalised, ranks_of
+from ._rows import TIE, least_masses, lowered, mass_below, mass_of_others, penalised, ranks_of, sorted_rows
 
 __all__ = [
     "SCORES",
@@ -453,7 +453,7 @@ def score_labels(
     slack = slack_of(name, values) if calibration else 0.0
     if not SCORES[name].ranked:
         return SCORES[name].function(own, log=log, slack=slack, **params or {})
-    ascending = np.sort(values, axis=1)
+    ascending = sorted_rows(values)
     place = np.arange(len(values)), np.sum(ascending < own[:, None], axis=1)
     if name == "raps":  # penalises one label a row, not all
         ranks = ranks_of(ascending)[place]
@@ -479,7 +479,7 @@ def sets_from(
     if not SCORES[name].ranked or limits.shape[1] > 1:
         return np.greater_equal(score_all(name, values, log=log, seed=seed, params=params), limits, out=out)
     # With one limit a row, the labels in the set are those at least as probable as the least probable one in it.
-    ascending = np.sort(values, axis=1)
+    ascending = sorted_rows(values)
     if name == "raps" and limits.size == 1 and not log:
         outside = _outside_raps(ascending, float(limits[0, 0]), seed, **params or SCORES[name].defaults)
     else:
