@@ -10,13 +10,13 @@ import numpy as np
 TIE = 2.0**-23
 
 _FEW_CLASSES = 8  # up to which whole columns are exchanged quicker than rows are sorted one by one
-_FEW = 16  # rows, below which numpy's accumulate is quicker than one addition a column; the sums are the same
+_FEW = 200  # rows, below which numpy's accumulate is quicker than one addition a column; the sums are the same
 
 
 def sorted_rows(values: np.ndarray) -> np.ndarray:
     """The values, each row in ascending order."""
     n, n_classes = values.shape
-    if n_classes > _FEW_CLASSES or n < _FEW:
+    if n_classes > _FEW_CLASSES or n < 128 * n_classes:
         return np.sort(values, axis=1)
     columns = np.array(values.T, order="C")
     low = np.empty_like(columns[0])
