@@ -14,7 +14,18 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_conformal_properties import CONDITIONS, draw_cases, groups_for
 
 from cbdc import ConformalClassifier
-from cbdc.conformal import CalibrationScores, Condition, approximate_band, draw_one, effective_n
+from cbdc.conformal import (
+    CalibrationScores,
+    Condition,
+    ConditionalConformalClassifier,
+    CovariateShiftConformalClassifier,
+    LabelShiftConformalClassifier,
+    MonteCarloConformalClassifier,
+    SyntheticPoweredConformalClassifier,
+    approximate_band,
+    draw_one,
+    effective_n,
+)
 from cbdc.errors import CalibrationSizeWarning, ParameterError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
@@ -333,3 +344,44 @@ def test_bad_units_are_refused(units, options, message):
     P, y, _ = draw_cases(np.random.default_rng(0), 40, 2)
     with pytest.raises((ParameterError, ValueError), match=message):
         conformalized(P, y, None, units, **options)
+
+
+# --- the other estimators: one case of each unit
+
+OTHERS = {
+    "label shift": lambda P, y, **o: LabelShiftConformalClassifier().conformalize(P, y, **o),
+    "covariate shift": lambda P, y, **o: CovariateShiftConformalClassifier().conformalize(
+        P, y, weights=lambda X: X[:, 0] + 1, **o
+    ),
+    "synthetic": lambda P, y, **o: SyntheticPoweredConformalClassifier().conformalize(P, y, source=(P, y), **o),
+    "ambiguous": lambda P, y, **o: MonteCarloConformalClassifier().conformalize(P, np.eye(3)[y], **o),
+    "conditional": lambda P, y, **o: ConditionalConformalClassifier().conformalize(P, y, P[:, :1] > 0.5, **o),
+}
+
+
+def sets_of(clf, P):
+    groups = {"groups": P[:, :1] > 0.5} if isinstance(clf, ConditionalConformalClassifier) else {}
+    return clf.predict_set(P, **groups)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_one_case_of_each_unit_calibrates_the_others_too(name):
+    """As if the cases that are drawn had been all: and which these are is a function of the seed alone."""
+    rng = np.random.default_rng(0)
+    P = rng.dirichlet(np.ones(3), 120)
+    y, units = np.append([0, 1, 2], rng.integers(0, 3, 117)), np.repeat(np.arange(40), 3)
+    clf = OTHERS[name](P, y, units=units)
+    drawn = draw_one(units, np.random.RandomState(0))
+    if name == "synthetic":
+        alone = SyntheticPoweredConformalClassifier().conformalize(P[drawn], y[drawn], source=(P, y))
+    else:
+        alone = OTHERS[name](P[drawn], y[drawn])
+    assert clf.by_unit_
+    assert not alone.by_unit_
+    np.testing.assert_array_equal(sets_of(clf, P), sets_of(alone, P))
+    assert "one of each patient or lesion" in str(clf.certificate())
+    assert "several calibration cases of one patient" in str(alone.certificate())
+    every = OTHERS[name](P, y, units=np.arange(120))
+    np.testing.assert_array_equal(sets_of(every, P), sets_of(OTHERS[name](P, y), P))
+    with pytest.raises(ParameterError, match=r"units: got shape \(3,\)"):
+        OTHERS[name](P, y, units=[1, 2, 3])

@@ -15,6 +15,7 @@ from scipy.special import log_softmax, softmax
 from cbdc import ConformalClassifier
 from cbdc import metrics as m
 from cbdc.conformal import SCORES
+from cbdc.conformal._rows import sorted_rows
 from cbdc.conformal.scores import content_uniform, score_all, score_dtype, score_labels, sets_from, slack_of
 from cbdc.errors import CalibrationSizeWarning
 
@@ -231,11 +232,31 @@ def test_a_batch_equals_its_cases_one_by_one(options, condition, seed, n_classes
 def test_blocks_do_not_show(options, monkeypatch):
     P, y, _ = draw_cases(np.random.default_rng(0), 500, 4)
     whole = conformalized(P[:250], y[:250], **options).predict_set(P[250:])
-    monkeypatch.setattr("cbdc.conformal._base._CELLS", 44)
+    monkeypatch.setattr("cbdc.conformal._base.CELLS", 44)
     monkeypatch.setattr("cbdc.conformal._base._CELLS_RANKED", 44)
     clf = conformalized(P[:250], y[:250], **options)
     np.testing.assert_array_equal(clf.predict_set(P[250:]), whole)
     np.testing.assert_array_equal(clf.p_values(P[250:]) > 0.1, whole)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("name", SCORES)
+def test_the_sign_of_zero_does_not_show(name, seed):
+    """1 - 1 and -1 * 0 are both no probability; scores that are read off their bits once told them apart."""
+    P = np.array([[0.0, 0.5, 0.5 - 1e-9, 1e-9], [0.0, 0.0, 1.0, 0.0]])
+    signed = np.where(P == 0, -0.0, P)
+    np.testing.assert_array_equal(score_all(name, signed, seed=seed), score_all(name, P, seed=seed))
+    labels = np.array([0, 3])
+    np.testing.assert_array_equal(
+        score_labels(name, signed, labels, seed=seed), score_labels(name, P, labels, seed=seed)
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 1500), st.sampled_from([np.float32, np.float64]))
+def test_rows_of_few_classes_are_sorted_as_by_numpy(seed, n_classes, n, dtype):
+    values = np.random.default_rng(seed).integers(-3, 4, (n, n_classes)).astype(dtype) / 7
+    np.testing.assert_array_equal(sorted_rows(values), np.sort(values, axis=1))
+    np.testing.assert_array_equal(sorted_rows(np.asfortranarray(values)), np.sort(values, axis=1))
 
 
 def exact(level):

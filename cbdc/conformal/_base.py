@@ -1,6 +1,7 @@
 """What the conformal estimators of this room share: a classifier, and the conformity scores of its probabilities."""
 
 import functools
+import inspect
 import warnings
 from collections.abc import Iterator
 from numbers import Real
@@ -12,11 +13,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state, get_tags
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions, validate_parameter_constraints
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import LeakageWarning, ParameterError
 from ..metrics import check_codes, check_probabilities, exact_level
+from ..metrics.probabilities import CELLS
 from ._codes import label_codes
 from ._seen import count_seen, row_hashes
 from .scores import SCORES, check_score_params, score_all, score_dtype, score_labels, sets_from
@@ -24,8 +26,7 @@ from .thresholds import round_up
 
 __all__ = ["ProbabilityClassifier", "ScoringClassifier"]
 
-# Cells scored at once: few enough for these, and what a ranked score makes on the way, to stay in the cache
-_CELLS_RANKED, _CELLS = 2**15, 2**17
+_CELLS_RANKED = 2**15  # scored at once: few enough for these, and what is made on the way, to stay in the cache
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -50,6 +51,7 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
 
     estimator: Any
     prefit: bool
+    _log: bool
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -106,7 +108,14 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
         return {name: value for name, value in state.items() if name != "_seen"}  # hashes of cases stay out of copies
 
     def _check_parameters(self) -> None:
-        self._validate_params()
+        # Defaults need no check; checking all takes longer than calibrating on a thousand cases
+        given = {k: v for k, v in self.get_params(deep=False).items() if v is not self._defaults()[k]}
+        validate_parameter_constraints(self._parameter_constraints, given, caller_name=type(self).__name__)
+
+    @classmethod
+    @functools.cache
+    def _defaults(cls) -> dict[str, Any]:
+        return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
     @classmethod
     @functools.cache  # reading the signature anew takes longer than calibrating on a thousand cases
@@ -152,6 +161,19 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
                     stacklevel=4,
                 )
 
+    def _restore(self, estimator: Any, n_classes: int, *, log: bool, seed: int) -> None:
+        """As `_prepare` left it when a calibration of so many classes was saved."""
+        self._check_parameters()
+        if estimator is None:
+            self._adopt_columns(np.empty((1, n_classes)))
+        else:
+            self._adopt(estimator)
+        if len(self.classes_) != n_classes:
+            raise ParameterError(f"estimator: it has {len(self.classes_)} classes, but {n_classes} were calibrated.")
+        if log and not self._log:
+            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
+        self._log = log
+
     def _check_conformalized(self) -> None:
         if not hasattr(self, self._calibrated[0]):
             check_is_fitted(self, "classes_")
@@ -170,7 +192,11 @@ class ProbabilityClassifier(ClassifierMixin, BaseEstimator):
 
     def _adopt_columns(self, X: ArrayLike) -> None:
         """Without an estimator the columns of X are the classes."""
-        validate_data(self, X, skip_check_array=True)
+        if type(X) is np.ndarray and X.ndim == 2:
+            self.n_features_in_ = X.shape[1]  # all that validate_data finds, in a tenth of the time
+            self.__dict__.pop("feature_names_in_", None)
+        else:
+            validate_data(self, X, skip_check_array=True)
         self.estimator_, self.classes_, self._log = None, np.arange(self.n_features_in_), False
 
     def _values(self, X: ArrayLike) -> np.ndarray:
@@ -261,18 +287,9 @@ class ScoringClassifier(ProbabilityClassifier):
         self.score_params_ = check_score_params(self.score_name_, self.score_params)
 
     def _restore(self, estimator: Any, n_classes: int, *, log: bool, seed: int) -> None:
-        """As `_prepare` left it when a calibration of so many classes was saved."""
-        self._check_parameters()
-        if estimator is None:
-            self._adopt_columns(np.empty((1, n_classes)))
-        else:
-            self._adopt(estimator)
-        if len(self.classes_) != n_classes:
-            raise ParameterError(f"estimator: it has {len(self.classes_)} classes, but {n_classes} were calibrated.")
-        if log and not self._log:
-            raise ParameterError("estimator: the calibration took its predict_log_proba, which this one has not.")
+        super()._restore(estimator, n_classes, log=log, seed=seed)
         self._freeze()
-        self._log, self.seed_ = log, seed
+        self.seed_ = seed
 
     def _level(self, confidence_level: float | None) -> float:
         """The level asked for, or the constructor's, of a calibrated estimator."""
@@ -296,7 +313,7 @@ class ScoringClassifier(ProbabilityClassifier):
         found = [
             score_labels(values=values[rows], labels=labels[rows], calibration=True, **self._scoring) for rows in blocks
         ]
-        return np.concatenate(found) if found else np.empty(0)
+        return found[0] if len(found) == 1 else np.concatenate(found) if found else np.empty(0)
 
     def _score_all(self, values: np.ndarray) -> np.ndarray:
         """Conformity scores of all labels, (n, n_classes)."""
@@ -318,13 +335,12 @@ class ScoringClassifier(ProbabilityClassifier):
         for rows in self._blocks(*values.shape):
             if check:
                 check_probabilities(values[rows], "X", first_row=rows.start)
-            sets[rows] = sets_from(
-                values=values[rows], limits=limits[rows] if len(limits) > 1 else limits, **self._scoring
-            )
+            own = limits[rows] if len(limits) > 1 else limits
+            sets_from(values=values[rows], limits=own, out=sets[rows], **self._scoring)
         return sets
 
     def _blocks(self, n: int, n_classes: int) -> Iterator[slice]:
-        step = max(1, (_CELLS_RANKED if SCORES[self.score_name_].ranked else _CELLS) // n_classes)
+        step = max(1, (_CELLS_RANKED if SCORES[self.score_name_].ranked else CELLS) // n_classes)
         return (slice(start, start + step) for start in range(0, n, step))
 
 

@@ -1,11 +1,12 @@
 """Saved calibrations, checked before they are trusted: one that was damaged could promise what it does not keep."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from ..errors import ParameterError
 from ..metrics import exact_level
+from ._weighted import WeightedScores
 from .scores import SCORES
 from .thresholds import CalibrationScores
 
@@ -154,3 +155,153 @@ def check_scores(arrays: dict[str, np.ndarray], shape: tuple[int, int], score: s
         raise ParameterError(f"scores: number {np.flatnonzero(~ascends)[0] + 1} is out of order within its condition.")
     units = None if "units" not in arrays else _whole_numbers(arrays, "units", len(scores), 0)
     return CalibrationScores(scores, counts, units)
+
+
+class SavedCalibration:
+    """`get_state` and `from_state` of an estimator that says in `_kept` what its calibration leaves.
+
+    `_kept` gives the kind of each such attribute: ``int``, ``bool``, ``float``, ``dict`` or ``list`` (of what JSON
+    has); for an array a tuple, the kind of its dtype and its axes, of which those named alike are of one length and
+    "n_classes" is that of the classes; `WeightedScores`; or a list of kinds for a tuple of values. Attributes that are
+    None are left out, if they are in `_may_be_none`. `_check_kept` refuses what `_kept` cannot, and makes what follows.
+    """
+
+    _kept: ClassVar[dict[str, Any]]
+    _may_be_none: ClassVar[tuple[str, ...]] = ()
+    _not_saved: ClassVar[tuple[str, ...]] = ("estimator", "prefit", "random_state")
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and a JSON-able document from which `from_state` restores this object, but for the estimator."""
+        me: Any = self
+        me._check_conformalized()
+        arrays: dict[str, np.ndarray] = {}
+        values: dict[str, Any] = {}
+        for name, kind in self._kept.items():
+            if getattr(self, name) is not None:
+                _write(name, kind, getattr(self, name), arrays, values)
+        return arrays, {
+            "estimator": type(self).__name__,
+            "parameters": {name: _plain(value) for name, value in self._saved_parameters().items()},
+            "kept": values,
+            "log": me._log,
+            "seed": getattr(self, "seed_", 0),
+            "n_classes": len(me.classes_),
+        }
+
+    @classmethod
+    def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any], estimator: Any = None) -> Self:
+        """The calibrated object again, over the same fitted estimator: it predicts the same bits.
+
+        Raises
+        ------
+        ValueError
+            If the state is not one that `get_state` gives, or the estimator has another number of classes or no
+            logarithms where they were calibrated.
+        """
+        me: Any = cls
+        kinds = {"parameters": dict, "kept": dict, "log": bool, "seed": int, "n_classes": int}
+        check_kinds(document, cls.__name__, kinds)
+        parameters = document["parameters"]
+        if set(parameters) != set(me._get_param_names()) - set(cls._not_saved):
+            raise ParameterError(f"document: its parameters {sorted(parameters)} are not those of {cls.__name__}.")
+        if document["seed"] < 0 or document["n_classes"] < 1:
+            raise ParameterError("document: seed and n_classes must not be negative, and there is one class at least.")
+        found = me(estimator, prefit=estimator is not None, **parameters)
+        found._restore(estimator, document["n_classes"], log=document["log"], seed=document["seed"])
+        axes = {"n_classes": document["n_classes"]}
+        for name, kind in cls._kept.items():
+            setattr(found, name, _read(name, kind, arrays, document["kept"], axes, name in cls._may_be_none))
+        found._check_kept()
+        return found
+
+    def _saved_parameters(self) -> dict[str, Any]:
+        """Those of the constructor, as they were when it was calibrated."""
+        me: Any = self
+        given = {k: v for k, v in me.get_params(deep=False).items() if k not in self._not_saved}
+        calibrated = {name: getattr(self, f"{name}_", value) for name, value in given.items()}
+        if "score" in given:
+            calibrated |= {"score": me.score_name_}
+        return calibrated
+
+    def _check_kept(self) -> None:
+        """Raise where the attributes do not fit each other."""
+
+
+def check_kinds(document: dict[str, Any], estimator: str, kinds: dict[str, type]) -> None:
+    """Raise unless the document is of this estimator, and its entries are of these kinds."""
+    if document.get("estimator") != estimator:
+        raise ParameterError(f"document: it is of {document.get('estimator')!r}; expected {estimator!r}.")
+    for name, kind in kinds.items():
+        if type(document.get(name)) is not kind:
+            raise ParameterError(f"document: {name} is {document.get(name)!r}; expected {kind.__name__}.")
+
+
+def array_of(name: str, kind: Any, arrays: dict[str, np.ndarray], axes: dict[str, int] | None = None) -> Any:
+    """The array (or the float) of this name, if it is of this kind, as `SavedCalibration` has them."""
+    return _read(name, kind, arrays, {}, {} if axes is None else axes, False)
+
+
+def check_ascending(name: str, values: np.ndarray) -> None:
+    """Raise unless scores are in order, and none is NaN."""
+    if not (values[1:] >= values[:-1]).all() or np.isnan(values).any():
+        raise ParameterError(f"{name}: the scores are not in ascending order, or one is NaN.")
+
+
+def check_that(holds: Any, name: str, expected: str) -> None:
+    """Raise unless a kept value is what it can be."""
+    if not holds:
+        raise ParameterError(f"{name}: expected {expected}. Fix: save it again with get_state.")
+
+
+def _write(name: str, kind: Any, value: Any, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+    if kind is WeightedScores:
+        arrays |= {f"{name}.scores": value.scores, f"{name}.weights": value.weights}
+        arrays[f"{name}.unit"] = np.array(value.unit, dtype=float)
+    elif isinstance(kind, list):
+        for i, (one, part) in enumerate(zip(kind, value, strict=True)):
+            _write(f"{name}.{i}", one, part, arrays, values)
+    elif isinstance(kind, tuple) or kind is float:
+        arrays[name] = np.asarray(value, dtype=float if kind is float else None)  # a float may be infinite
+    else:
+        values[name] = _plain(value)
+
+
+def _read(
+    name: str, kind: Any, arrays: dict[str, np.ndarray], values: dict[str, Any], axes: dict[str, int], optional: bool
+) -> Any:
+    """The value of this name, if it is of this kind."""
+    if kind is WeightedScores:
+        scores = _read(f"{name}.scores", ("f", name), arrays, values, axes, False)
+        weights = _read(f"{name}.weights", ("f", name), arrays, values, axes, False)
+        unit = _read(f"{name}.unit", float, arrays, values, axes, False)
+        check_ascending(name, scores)
+        check_that(((weights >= 0) & (weights <= 1)).all() and 0 < unit < np.inf, name, "weights from 0 to 1")
+        return WeightedScores(scores, weights, unit)
+    if isinstance(kind, list):
+        if optional and f"{name}.0" not in arrays:
+            return None
+        return tuple(_read(f"{name}.{i}", one, arrays, values, axes, False) for i, one in enumerate(kind))
+    is_array = isinstance(kind, tuple) or kind is float
+    if name not in (arrays if is_array else values):
+        if optional:
+            return None
+        raise ParameterError(f"state: {name!r} is missing. Fix: save it again with get_state.")
+    if not is_array:
+        check_that(type(values[name]) is kind, name, kind.__name__)
+        return values[name]
+    array = np.asarray(arrays[name])
+    dtype, shape = ("f", ()) if kind is float else (kind[0], kind[1:])
+    expected = f"an array of kind {dtype!r}, of shape {shape}"
+    check_that(array.dtype.kind == dtype and array.ndim == len(shape), name, expected)
+    for axis, length in zip(shape, array.shape):
+        check_that(length == (axis if isinstance(axis, int) else axes.setdefault(axis, length)), name, expected)
+    return float(array) if kind is float else array
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return {key: _plain(part) for key, part in value.items()} if isinstance(value, dict) else value

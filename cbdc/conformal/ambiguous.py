@@ -11,8 +11,10 @@ from sklearn.utils._param_validation import Interval
 from ..errors import ParameterError
 from ..metrics import check_probabilities
 from ._base import ScoringClassifier
+from ._state import SavedCalibration, check_that
 from ._weighted import WeightedScores
 from .certificate import Certificate
+from .patients import OF_EACH, one_of_each, repeats
 
 __all__ = ["MonteCarloConformalClassifier", "plausibilities_from_differentials"]
 
@@ -72,7 +74,7 @@ def plausibilities_from_differentials(
     return found
 
 
-class MonteCarloConformalClassifier(ScoringClassifier):
+class MonteCarloConformalClassifier(SavedCalibration, ScoringClassifier):
     """Split-conformal sets whose guarantee is for what the readers think, not for their vote.
 
     Each calibration case has a plausibility of every class. A vote keeps only the largest, and sets calibrated on votes
@@ -93,6 +95,8 @@ class MonteCarloConformalClassifier(ScoringClassifier):
     classes_ : ndarray of shape (n_classes,)
     calibration_ : WeightedScores
     n_calibration_ : int
+    by_unit_ : bool
+        Whether one calibration case was drawn of each unit.
 
     Notes
     -----
@@ -100,8 +104,8 @@ class MonteCarloConformalClassifier(ScoringClassifier):
     label drawn from the new case's plausibilities is in its set with probability at least confidence_level. The paper
     guarantees 2 * confidence_level - 1 for averaged p-values; but a case with its labels is a unit of exchangeable
     cases, and the average of p-values is that of hierarchical conformal prediction (arXiv:2306.06342), which is exact.
-    What breaks it: readers who do not stand for those whose opinion counts; what breaks any conformal guarantee. It
-    does not promise the truth, if readers err alike.
+    What breaks it: readers who do not stand for those whose opinion counts; several calibration cases of one patient or
+    lesion (give `units`); what breaks any conformal guarantee. It does not promise the truth, if readers err alike.
 
     References
     ----------
@@ -123,6 +127,7 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         **ScoringClassifier._parameter_constraints,
         "n_draws": [Interval(Integral, 1, None, closed="left"), None],
     }
+    _kept = {"n_calibration_": int, "by_unit_": bool, "calibration_": WeightedScores}  # noqa: RUF012
 
     def __init__(
         self,
@@ -145,7 +150,9 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         self.prefit = prefit
         self.random_state = random_state
 
-    def conformalize(self, X: ArrayLike, plausibilities: ArrayLike) -> "MonteCarloConformalClassifier":
+    def conformalize(
+        self, X: ArrayLike, plausibilities: ArrayLike, units: ArrayLike | None = None
+    ) -> "MonteCarloConformalClassifier":
         """Calibrate on cases with a distribution over classes each. Only scores and weights are kept.
 
         Parameters
@@ -153,6 +160,8 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         X : array-like of shape (n, n_features)
         plausibilities : array-like of shape (n, n_classes)
             Columns in the order of `classes_`; rows sum to 1. One-hot rows are labels.
+        units : array-like of shape (n,), int or str, optional
+            Patient or lesion of each case, where several cases may be of one; one case of each is drawn.
 
         Returns
         -------
@@ -169,6 +178,8 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         shares = check_probabilities(plausibilities, "plausibilities").astype(float)
         if shares.shape != values.shape:
             raise ParameterError(f"plausibilities: got shape {shares.shape}; expected {values.shape}.")
+        kept, self.by_unit_ = one_of_each(units, len(values), self.seed_), units is not None
+        values, shares = values[kept], shares[kept]
         if self.n_draws is not None:
             rng = np.random.default_rng(self.seed_)
             shares = rng.multinomial(self.n_draws, shares / shares.sum(axis=1, keepdims=True)) / self.n_draws
@@ -177,6 +188,10 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         self.n_calibration_ = len(values)
         self.calibration_ = WeightedScores.from_cases(self._score_labels(values[rows], columns), weights)
         return self
+
+    def _check_kept(self) -> None:
+        total = self.calibration_.total * self.calibration_.unit
+        check_that(np.isclose(total, self.n_calibration_), "calibration_", "weights that sum to the number of cases")
 
     def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
         """Prediction sets, bool (n, n_classes); nested in the level.
@@ -202,8 +217,15 @@ class MonteCarloConformalClassifier(ScoringClassifier):
         level = self._level(confidence_level)
         return Certificate(
             f"a label drawn from what readers think of the case is in its set with probability at least {level:g}",
-            (f"this case and the {self.n_calibration_} calibration cases are exchangeable, opinions included",),
-            ("readers who do not stand for those whose opinion counts", "another population than in calibration"),
+            (
+                f"this case and the {self.n_calibration_} calibration cases{OF_EACH * self.by_unit_} are exchangeable, "
+                "opinions included",
+            ),
+            (
+                "readers who do not stand for those whose opinion counts",
+                "another population than in calibration",
+                *repeats(self.by_unit_),
+            ),
             level,
             self.n_calibration_,
         )

@@ -271,7 +271,8 @@ class ConformalClassifier(ScoringClassifier):
         labels = self._labels(y, len(values))
         self.columns_, self.rank_limits_ = self._chosen_columns(), self._chosen_limits()
         scores = self._score_labels(values, labels)
-        kept, codes = np.arange(len(values)), None
+        kept: Any = slice(None)
+        codes = None
         self.repeated_ = None if units is None else self.repeated
         if units is not None:
             codes = unit_codes(units, len(values))
@@ -282,10 +283,10 @@ class ConformalClassifier(ScoringClassifier):
                 )
             if self.repeated == "one":
                 kept, codes = draw_one(codes, np.random.RandomState(self.seed_)), None
-        columns = np.zeros(len(kept), dtype=np.intp) if self.columns_ is None else self.columns_[labels[kept]]
+        columns = None if self.columns_ is None else self.columns_[labels[kept]]
         n_columns = 1 if self.columns_ is None else int(self.columns_.max()) + 1
-        names = self._calibrate_groups(groups, len(values), kept, columns)
-        conditions = names * n_columns + columns
+        rows = self._calibrate_groups(groups, len(values), kept, columns)
+        conditions = columns if rows is None else rows * n_columns + (0 if columns is None else columns)
         shape = (1 if self.groups_ is None else len(self.groups_), n_columns)
         self.calibration_ = CalibrationScores.from_cases(scores[kept], conditions, shape, units=codes)
         self._settle_small_conditions()
@@ -325,8 +326,9 @@ class ConformalClassifier(ScoringClassifier):
         plain = self._is_plain(X)
         values = np.asarray(X if plain else self._values(X))
         thresholds = self._limits(level, score_dtype(self.score_name_, values.dtype))
-        codes = self._group_codes(groups, len(values))
-        return self._sets(values, thresholds[codes] if len(thresholds) > 1 else thresholds, check=plain)
+        if self.groups_ is not None:
+            thresholds = thresholds[self._group_codes(groups, len(values))]
+        return self._sets(values, thresholds, check=plain)
 
     def p_values(self, X: ArrayLike, groups: ArrayLike | None = None) -> np.ndarray:
         """Conformal p-value of every label: the share of calibration cases, the new one too, that conform no better.
@@ -490,8 +492,8 @@ class ConformalClassifier(ScoringClassifier):
             )
         return chosen
 
-    def _calibrate_groups(self, groups: Any, n: int, kept: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Row of the tables of each case that is kept; sets `groups_` and `merged_groups_`."""
+    def _calibrate_groups(self, groups: Any, n: int, kept: Any, columns: np.ndarray | None) -> np.ndarray | None:
+        """Row of the tables of each case that is kept, None where there is one; sets `groups_`, `merged_groups_`."""
         self.groups_: np.ndarray | None = None
         self.merged_groups_: dict[str, str] = {}
         if not self._by_group:
@@ -500,11 +502,12 @@ class ConformalClassifier(ScoringClassifier):
                     f"groups: condition_on={self.condition_on_!r} takes none. Fix: condition_on='group' or "
                     "'class_and_group', or leave them out."
                 )
-            return np.zeros(len(kept), dtype=np.intp)
+            return None
         names, attributes = group_names(groups, n)
         names, attributes = names[kept], attributes[kept]
         if self.small_groups == "merge":
             least = self._least_n(self.confidence_level)
+            columns = np.zeros(len(names), dtype=np.intp) if columns is None else columns
             self.merged_groups_, message = settle_small_groups(names, attributes, columns, least)
             if message:
                 warnings.warn(message, CalibrationSizeWarning, stacklevel=3)

@@ -12,7 +12,9 @@ from ..metrics import exact_level
 from ._base import ScoringClassifier
 from ._codes import check_groups
 from ._scale import to_scale
+from ._state import SavedCalibration, check_that
 from .certificate import Certificate
+from .patients import OF_EACH, one_of_each, repeats
 
 __all__ = ["ConditionalConformalClassifier"]
 
@@ -24,7 +26,7 @@ _BELOW = 1e-6  # how far below the level the dual variable is put
 _SOLVED, _INFEASIBLE = 0, 2  # status of a programme
 
 
-class ConditionalConformalClassifier(ScoringClassifier):
+class ConditionalConformalClassifier(SavedCalibration, ScoringClassifier):
     """Prediction sets that cover in each of several groups, of which a case may belong to many.
 
     With `ConformalClassifier` and several attributes every combination is a group, and combinations grow rare. Here
@@ -45,15 +47,18 @@ class ConditionalConformalClassifier(ScoringClassifier):
         Names of the groups, the first of them "all".
     n_calibration_ : ndarray of shape (n_groups,), int
         Calibration cases of each.
+    by_unit_ : bool
+        Whether one calibration case was drawn of each unit.
 
     Notes
     -----
     **Guarantee.** Assumption: the calibration cases, with their groups, and the new one are exchangeable. Statement:
     for every group g at once, P(y in set given that the case is of g) >= confidence_level, over the draw of both. What
-    breaks it: groups chosen after looking at the scores; a value that calibration does not have (an error); what
-    breaks any conformal guarantee. Without ties a group is covered more than that by at most the number of groups over
-    its cases; with them by more. A group with too few cases has full sets for its members. Sets of different levels
-    need not be nested, since quantile regressions may cross.
+    breaks it: groups chosen after looking at the scores; a value that calibration does not have (an error); several
+    calibration cases of one patient or lesion (give `units`); what breaks any conformal guarantee. Without ties a group
+    is covered more than that by at most the number of groups over its cases; with them by more. A group with too few
+    cases has full sets for its members. Sets of different levels need not be nested, since quantile regressions may
+    cross.
 
     The threshold is a quantile regression of the scores on membership, fitted with the new case at the score that is
     tried: the dual of one linear programme for each pattern of membership. A regression adds and subtracts scores, so
@@ -80,6 +85,14 @@ class ConditionalConformalClassifier(ScoringClassifier):
     """
 
     _calibrated = ("calibration_",)
+    _kept = {  # noqa: RUF012
+        "calibration_": [("f", "n"), ("f", "n", "n_groups")],
+        "groups_": list,
+        "n_calibration_": ("i", "n_groups"),
+        "by_unit_": bool,
+        "_attributes": dict,
+    }
+    _may_be_none = ("_attributes",)
 
     def __init__(
         self,
@@ -100,7 +113,9 @@ class ConditionalConformalClassifier(ScoringClassifier):
         self.prefit = prefit
         self.random_state = random_state
 
-    def conformalize(self, X: ArrayLike, y: ArrayLike, groups: Any) -> "ConditionalConformalClassifier":
+    def conformalize(
+        self, X: ArrayLike, y: ArrayLike, groups: Any, units: ArrayLike | None = None
+    ) -> "ConditionalConformalClassifier":
         """Calibrate on cases that `fit` never saw. Scores and memberships are kept.
 
         Parameters
@@ -110,6 +125,8 @@ class ConditionalConformalClassifier(ScoringClassifier):
         groups : bool array of shape (n, n_groups), or DataFrame of shape (n, n_attributes)
             Membership of each case; or attributes, each value of which is a group. A group of their own for missing
             values is up to you.
+        units : array-like of shape (n,), int or str, optional
+            Patient or lesion of each case, where several cases may be of one; one case of each is drawn.
 
         Returns
         -------
@@ -134,9 +151,11 @@ class ConditionalConformalClassifier(ScoringClassifier):
             self.groups_ = ["all", *map(str, range(member.shape[1] - 1))]
         else:
             self.groups_ = ["all", *(f"{name}={value}" for name, known in self._attributes.items() for value in known)]
+        kept, self.by_unit_ = one_of_each(units, len(values), self.seed_), units is not None
+        steps, member = steps[kept], member[kept]
         self.n_calibration_ = member.sum(axis=0).astype(int)
         self.calibration_ = steps, member
-        self._kept: dict[tuple[float, bytes], float] = {}
+        self._kept_thresholds: dict[tuple[float, bytes], float] = {}
         return self
 
     def predict_set(self, X: ArrayLike, groups: Any, confidence_level: float | None = None) -> np.ndarray:
@@ -169,11 +188,24 @@ class ConditionalConformalClassifier(ScoringClassifier):
         return Certificate(
             f"the set holds the true class with probability at least {level:g} in each of the groups (calibration "
             f"cases, the fewest first: {counts})",
-            (f"this case and the {n} calibration cases, with their groups, are exchangeable",),
-            ("groups chosen after looking at the scores", "another population, camera or clinic than in calibration"),
+            (f"this case and the {n} calibration cases, with their groups{OF_EACH * self.by_unit_} are exchangeable",),
+            (
+                "groups chosen after looking at the scores",
+                "another population, camera or clinic than in calibration",
+                *repeats(self.by_unit_),
+            ),
             level,
             n,
         )
+
+    def _check_kept(self) -> None:
+        steps, member = self.calibration_
+        check_that((steps == np.floor(steps)).all(), "calibration_", "whole steps")
+        check_that(np.isin(member, (0, 1)).all() and member[:, 0].all(), "calibration_", "memberships of 0 or 1")
+        check_that((member.sum(axis=0) == self.n_calibration_).all(), "n_calibration_", "the cases of each group")
+        known = len(self.groups_) if self._attributes is None else 1 + sum(map(len, self._attributes.values()))
+        check_that(len(self.groups_) == known == member.shape[1], "groups_", "a name for each group")
+        self._kept_thresholds = {}
 
     def _steps(self, scores: np.ndarray) -> np.ndarray:
         """Scores in whole steps of the scale, as calibration cases and new ones alike are compared."""
@@ -209,7 +241,7 @@ class ConditionalConformalClassifier(ScoringClassifier):
         threshold. So it is put just below the level, and the threshold is what a change of it would cost.
         """
         key = level, pattern.tobytes()
-        if key not in self._kept:
+        if key not in self._kept_thresholds:
             steps, member = self.calibration_
             quantile = float(exact_level(level))
             found = linprog(
@@ -226,5 +258,6 @@ class ConditionalConformalClassifier(ScoringClassifier):
                     f"({found.message}). Fix: calibrate on other cases, or with fewer groups."
                 )
             solved = found.status == _SOLVED
-            self._kept[key] = float(pattern @ found.eqlin.marginals) / _UNIT - _ROUNDING if solved else -np.inf
-        return self._kept[key]
+            threshold = float(pattern @ found.eqlin.marginals) / _UNIT - _ROUNDING if solved else -np.inf
+            self._kept_thresholds[key] = threshold
+        return self._kept_thresholds[key]

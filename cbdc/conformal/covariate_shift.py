@@ -20,8 +20,10 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import check_probabilities, exact_level
 from ._base import ScoringClassifier
+from ._state import SavedCalibration, check_that
 from ._weighted import WeightedScores, check_weights, effective_size
 from .certificate import Certificate
+from .patients import OF_EACH, one_of_each, repeats
 from .thresholds import least_n
 
 __all__ = ["CovariateShiftConformalClassifier"]
@@ -29,7 +31,7 @@ __all__ = ["CovariateShiftConformalClassifier"]
 _OUTSIDE = 0.5  # share of the target beyond all calibration cases that is worth a warning
 
 
-class CovariateShiftConformalClassifier(ScoringClassifier):
+class CovariateShiftConformalClassifier(SavedCalibration, ScoringClassifier):
     """Weighted conformal prediction: calibration cases count by how likely they would be in the target.
 
     Parameters
@@ -57,6 +59,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         help. NaN for weights that were given.
     outside_ : float
         Share of the target cases that weigh more than every calibration case. NaN for weights that were given.
+    by_unit_ : bool
+        Whether one calibration case was drawn of each unit.
 
     Notes
     -----
@@ -64,7 +68,9 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
     of their densities, and calibration cases are independent. Statement: P(y in set) >= confidence_level for a target
     case, over the draw of both. With estimated weights it is approximate, short by at most half the mean absolute error
     of the normalised weights. What breaks it: another prevalence or definition of the classes; no overlap (`outside_`,
-    `domain_auroc_`), where weights cannot be estimated. A case that outweighs the calibration cases gets the full set.
+    `domain_auroc_`), where weights cannot be estimated; several calibration cases of one patient or lesion (give
+    `units`). A case that outweighs the calibration cases gets the full set. No PAC threshold is offered: weighted
+    scores have no Beta law.
 
     Forests and neighbours say 1 where no training case disagreed, which is no odds. So the domain classifier gives the
     order only, and an isotonic regression on the cases of all folds the probability, kept 1 / (m + 2) away from 0 and
@@ -91,6 +97,18 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         "domain_classifier": [HasMethods(["fit", "predict_proba"]), None],
         "cv": [Interval(Integral, 2, None, closed="left")],
     }
+    _kept = {  # noqa: RUF012
+        "calibration_": WeightedScores,
+        "weights_": ("f", "n"),
+        "effective_n_": float,
+        "domain_auroc_": float,
+        "outside_": float,
+        "by_unit_": bool,
+        "_recalibration": [("f", "n_steps"), ("f", "n_steps")],
+        "_logistic": [("f", "d"), ("f", "d"), ("f", 1, "d"), ("f", 1)],
+    }
+    _may_be_none = ("_recalibration", "_logistic")
+    _not_saved = (*SavedCalibration._not_saved, "domain_classifier")
 
     def __init__(
         self,
@@ -122,6 +140,7 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         target: ArrayLike | None = None,
         *,
         weights: Callable[[np.ndarray], np.ndarray] | None = None,
+        units: ArrayLike | None = None,
     ) -> "CovariateShiftConformalClassifier":
         """Calibrate on labelled cases of the source, weighed for the target. No case is kept.
 
@@ -133,6 +152,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
             Cases of the target without labels; not those whose sets are then counted.
         weights : callable, optional
             In place of `target`: the known ratio of densities, up to a factor, of cases (n, n_features) to (n,).
+        units : array-like of shape (n,), int or str, optional
+            Patient or lesion of each case, where several cases may be of one; one case of each is drawn.
 
         Returns
         -------
@@ -157,11 +178,14 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
             )
         values = self._values(X)
         labels = self._labels(y, len(values))
+        kept, self.by_unit_ = one_of_each(units, len(values), self.seed_), units is not None
+        values, labels, cases = values[kept], labels[kept], _as_array(X)[kept]
         self.domain_auroc_ = self.outside_ = float("nan")
+        self._recalibration: tuple[np.ndarray, np.ndarray] | None = None
         if weights is not None:
-            self._weigh, found = weights, weights(_as_array(X))
+            self._weigh, found = weights, weights(cases)
         else:
-            found = self._fit_weights(_as_array(X), _as_array(target, "target"))
+            found = self._fit_weights(cases, _as_array(target, "target"))
         self.weights_ = check_weights(found, len(values))
         if not self.weights_.any():
             raise ParameterError("weights: all are 0; nothing is left to calibrate on.")
@@ -207,8 +231,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         n = len(self.weights_)
         assumptions = [
             "the distribution of the class given the image is the same in calibration and target",
-            f"the weights of the {n} calibration cases are the ratio of the densities (they count as "
-            f"{self.effective_n_:.0f})",
+            f"the weights of the {n} calibration cases{OF_EACH * self.by_unit_} are the ratio of the densities (they "
+            f"count as {self.effective_n_:.0f})",
         ]
         if not np.isnan(self.domain_auroc_):
             assumptions[1] += (
@@ -217,10 +241,71 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         return Certificate(
             f"the set holds the true class of a target case with probability at least {level:g}",
             tuple(assumptions),
-            ("another prevalence or definition of the classes", "target cases unlike all calibration cases"),
+            (
+                "another prevalence or definition of the classes",
+                "target cases unlike all calibration cases",
+                *repeats(self.by_unit_),
+            ),
             level,
             n,
         )
+
+    @classmethod
+    def from_state(
+        cls, arrays: dict[str, np.ndarray], document: dict[str, Any], estimator: Any = None, *, weigh: Any = None
+    ) -> "CovariateShiftConformalClassifier":
+        """The calibrated object again, over the same fitted estimator: it predicts the same bits.
+
+        Parameters
+        ----------
+        arrays, document
+            What `get_state` gave.
+        estimator : fitted classifier, optional
+        weigh : callable or fitted classifier, optional
+            The function that was given as `weights`, or the fitted `domain_classifier_` if one was given: these are
+            not saved. The default one is.
+
+        Raises
+        ------
+        ValueError
+            As for `ConformalClassifier`, or if `weigh` is missing.
+        """
+        found = super().from_state(arrays, document, estimator)
+        if found._recalibration is None:
+            check_that(callable(weigh), "weigh", "the function of cases that was given as weights")
+            found._weigh = weigh
+            return found
+        if found._logistic is None:
+            check_that(hasattr(weigh, "predict_proba"), "weigh", "the fitted domain_classifier_")
+            found.domain_classifier_ = weigh
+        found._weigh = found._odds_of
+        return found
+
+    @property
+    def _logistic(self) -> tuple[np.ndarray, ...] | None:
+        """Numbers of the default domain classifier; None for another."""
+        if self._recalibration is None or not self._is_default:
+            return None
+        scaler, regression = self.domain_classifier_
+        return scaler.mean_, scaler.scale_, regression.coef_, regression.intercept_
+
+    @_logistic.setter
+    def _logistic(self, numbers: tuple[np.ndarray, ...] | None) -> None:
+        self._is_default = numbers is not None
+        if numbers is None:
+            return
+        scaler, regression = StandardScaler(), LogisticRegression(max_iter=2000)
+        scaler.mean_, scaler.scale_, regression.coef_, regression.intercept_ = numbers
+        scaler.n_features_in_ = regression.n_features_in_ = len(numbers[0])
+        regression.classes_ = np.array([0, 1])
+        self.domain_classifier_ = make_pipeline(scaler, regression)
+
+    def _check_kept(self) -> None:
+        check_weights(self.weights_, len(self.calibration_.scores))
+        if self._recalibration is not None:
+            raw, p = self._recalibration
+            rises = (np.diff(raw) > 0).all() and (np.diff(p) >= 0).all()
+            check_that(rises and ((p > 0) & (p < 1)).all(), "_recalibration", "probabilities that rise")
 
     def _fit_weights(self, X: np.ndarray, target: np.ndarray) -> np.ndarray:
         if target.ndim != 2 or target.shape[1] != X.shape[1] or len(target) < self.cv or len(X) < self.cv:
@@ -228,6 +313,7 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
                 f"target: got shape {target.shape}; expected (m, {X.shape[1]}), with at least cv = {self.cv} cases."
             )
         domain = self.domain_classifier
+        self._is_default = domain is None
         if domain is None:
             domain = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
         both, is_target = np.concatenate([X, target]), np.repeat([0, 1], [len(X), len(target)])
@@ -236,8 +322,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         unseen = check_probabilities(unseen, "domain_classifier")[:, 1]
         self.domain_classifier_ = clone(domain).fit(both, is_target)
         least = 1 / (len(both) + 2)
-        self._recalibrated = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
-        self._recalibrated.fit(unseen, is_target)
+        steps = IsotonicRegression(y_min=least, y_max=1 - least).fit(unseen, is_target)
+        self._recalibration = np.asarray(steps.X_thresholds_, float), np.asarray(steps.y_thresholds_, float)
         self._weigh = self._odds_of
         self.domain_auroc_ = float(roc_auc_score(is_target, unseen))
         odds = self._odds(unseen)
@@ -245,7 +331,8 @@ class CovariateShiftConformalClassifier(ScoringClassifier):
         return odds[: len(X)]
 
     def _odds(self, raw: np.ndarray) -> np.ndarray:
-        p = self._recalibrated.predict(raw)
+        assert self._recalibration is not None
+        p = np.interp(raw, *self._recalibration)
         return p / (1 - p)
 
     def _odds_of(self, X: np.ndarray) -> np.ndarray:

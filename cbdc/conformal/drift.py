@@ -1,6 +1,7 @@
 """A drift alarm over a stream of conformal p-values, with a controlled rate of false alarms."""
 
 from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,6 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ..errors import ParameterError
 from ._base import seed_of
+from ._state import array_of, check_ascending, check_kinds, check_that
 from .certificate import Certificate
 
 __all__ = ["DriftMonitor", "smoothed_p_values"]
@@ -244,6 +246,52 @@ class DriftMonitor(BaseEstimator):
     def alarm_(self) -> bool:
         """Whether the alarm was given."""
         return getattr(self, "alarm_time_", None) is not None
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and a JSON-able document from which `from_state` goes on where this object is."""
+        if not hasattr(self, "n_seen_"):
+            self.reset()
+        arrays = {"kept": self._arrivals.kept, "capital": self._capital, "logs": self._logs}
+        arrays |= {"history": np.array(self.history_, dtype=float), "scale": np.array(self._scale, dtype=float)}
+        arrays["log_martingale"] = np.array(self.log_martingale_, dtype=float)
+        return arrays, {
+            "estimator": type(self).__name__,
+            "alpha": float(self.alpha),
+            "betting": self.betting,
+            "random_state": self.random_state if isinstance(self.random_state, int) else None,
+            "n_seen": self.n_seen_,
+            "alarm_time": self.alarm_time_,
+            "generator": self._arrivals.rng.bit_generator.state,
+        }
+
+    @classmethod
+    def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> "DriftMonitor":
+        """The monitor again, with its capital, and the scores and the chance by which ties are shared.
+
+        Raises
+        ------
+        ValueError
+            If the state is not one that `get_state` gives.
+        """
+        check_kinds(document, cls.__name__, {"alpha": float, "betting": str, "n_seen": int, "generator": dict})
+        found = cls(document["alpha"], betting=document["betting"], random_state=document.get("random_state"))
+        found._validate_params()
+        found.reset()
+        found.n_seen_, found.alarm_time_ = document["n_seen"], document.get("alarm_time")
+        found._capital = array_of("capital", ("f", len(_BETS) if found.betting == "jumper" else "n"), arrays)
+        found._logs = array_of("logs", ("f", len(_EPSILON)), arrays)
+        found._scale, found.log_martingale_ = (
+            array_of("scale", float, arrays),
+            array_of("log_martingale", float, arrays),
+        )
+        found.history_ = array_of("history", ("f", "n"), arrays).tolist()
+        found._arrivals.kept = array_of("kept", ("f", "n"), arrays)
+        check_ascending("kept", found._arrivals.kept)
+        check_that(len(found.history_) == min(found.n_seen_, _HISTORY), "history", "the capital at each p-value")
+        alarm = found.alarm_time_
+        check_that(alarm is None or 0 < alarm <= found.n_seen_, "alarm_time", "one of the p-values seen, or none")
+        found._arrivals.rng.bit_generator.state = document["generator"]
+        return found
 
     def certificate(self) -> Certificate:
         """What an alarm means."""

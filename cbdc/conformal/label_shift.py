@@ -10,8 +10,10 @@ from sklearn.utils._param_validation import StrOptions
 
 from ..errors import ParameterError
 from ._base import ScoringClassifier
+from ._state import SavedCalibration, check_ascending, check_that
 from ._weighted import WeightedScores, effective_size
 from .certificate import Certificate
+from .patients import OF_EACH, one_of_each, repeats
 
 __all__ = ["LabelShiftConformalClassifier"]
 
@@ -19,7 +21,7 @@ _MANY = 64  # classes beyond which the covariances of their probabilities would 
 _SINGULAR = 1e-3  # smallest singular value of the confusion matrix below which its inverse is noise
 
 
-class LabelShiftConformalClassifier(ScoringClassifier):
+class LabelShiftConformalClassifier(SavedCalibration, ScoringClassifier):
     """Prediction sets for a clinic where the classes are as before, but not as frequent as in calibration.
 
     `conformalize` calibrates on labelled cases of the source; `adapt` is told the prevalences of the target, or
@@ -56,6 +58,8 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         they were given, or the target has them too.
     effective_n_ : float
         Number of calibration cases of equal weight that would be as precise.
+    by_unit_ : bool
+        Whether one calibration case was drawn of each unit.
 
     Notes
     -----
@@ -66,7 +70,8 @@ class LabelShiftConformalClassifier(ScoringClassifier):
     estimated it is approximate: less half the sum of their absolute errors, which `coverage_loss_` bounds by the
     intervals' ends. What breaks it: cases of a class that look otherwise in the target (camera, stage of disease); a
     class of the target that calibration does not have. Class-conditional sets of `ConformalClassifier` need none of
-    this, but are larger.
+    this, but are larger. Several calibration cases of one patient or lesion break it too (give `units`; it is then of a
+    case drawn from a new one). No PAC threshold is offered: weighted scores have no Beta law.
 
     References
     ----------
@@ -91,6 +96,20 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         **ScoringClassifier._parameter_constraints,
         "method": [StrOptions({"bbse", "em"})],
     }
+    _kept = {  # noqa: RUF012
+        "calibration_": [("f", "n"), ("i", "n")],
+        "source_prevalence_": ("f", "n_classes"),
+        "prevalence_": ("f", "n_classes"),
+        "prevalence_interval_": ("f", "n_classes", 2),
+        "coverage_loss_": float,
+        "_means": ("f", "n_classes", "n_classes"),
+        "_covariances": ("f", "n_classes", "n_classes", "n_classes"),
+        "_counts": ("i", "n_classes"),
+        "_source_given": bool,
+        "by_unit_": bool,
+        "_losses": [float, float],
+    }
+    _may_be_none = ("_covariances",)
 
     def __init__(
         self,
@@ -114,7 +133,11 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         self.random_state = random_state
 
     def conformalize(
-        self, X: ArrayLike, y: ArrayLike, source_prevalence: ArrayLike | Mapping | None = None
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        source_prevalence: ArrayLike | Mapping | None = None,
+        units: ArrayLike | None = None,
     ) -> "LabelShiftConformalClassifier":
         """Calibrate on labelled cases of the source; the target has its prevalences until `adapt` is called.
 
@@ -124,6 +147,8 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         y : array-like of shape (n,)
         source_prevalence : array-like of shape (n_classes,) or mapping of class to share, optional
             Where it is known; default: the shares of the calibration cases.
+        units : array-like of shape (n,), int or str, optional
+            Patient or lesion of each case, where several cases may be of one; one case of each is drawn.
 
         Returns
         -------
@@ -138,12 +163,14 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         self._prepare(X)
         values = self._values(X)
         labels = self._labels(y, len(values))
+        kept = one_of_each(units, len(values), self.seed_)
+        values, labels, self.by_unit_ = values[kept], labels[kept], units is not None
         counts = np.bincount(labels, minlength=len(self.classes_))
         if source_prevalence is None:
             self.source_prevalence_ = counts / len(labels)
         else:
             self.source_prevalence_ = self._prevalence(source_prevalence, "source_prevalence")
-        P = self._probabilities(X)
+        P = np.exp(values) if self._log else values.astype(float)
         # What estimating needs of the cases: the mean and the covariance of each class's probabilities
         shape = len(self.classes_), len(self.classes_)
         many = len(self.classes_) > _MANY
@@ -237,14 +264,27 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         return Certificate(
             statement,
             (
-                f"the cases of each class are of one distribution in the {len(self.calibration_[0])} calibration cases "
-                f"and in the target (weighted, they count as {self.effective_n_:.0f})",
+                f"the cases of each class are of one distribution in the {len(self.calibration_[0])} calibration cases"
+                f"{OF_EACH * self.by_unit_} and in the target (weighted, they count as {self.effective_n_:.0f})",
                 "the prevalences are right",
             ),
-            ("cases of a class that look otherwise in the target", "a class that calibration does not have"),
+            (
+                "cases of a class that look otherwise in the target",
+                "a class that calibration does not have",
+                *repeats(self.by_unit_),
+            ),
             level,
             len(self.calibration_[0]),
         )
+
+    def _check_kept(self) -> None:
+        scores, labels = self.calibration_
+        check_ascending("calibration_", scores)
+        check_that(((labels >= 0) & (labels < len(self.classes_))).all(), "calibration_", "columns of classes")
+        counts = np.bincount(labels, minlength=len(self.classes_))
+        check_that((counts == self._counts).all(), "_counts", "the calibration cases of each class")
+        self.source_prevalence_ = self._prevalence(self.source_prevalence_, "source_prevalence_", exact=True)
+        self._use(self._prevalence(self.prevalence_, "prevalence_", exact=True), self.prevalence_interval_)
 
     def _use(self, shares: np.ndarray, interval: np.ndarray) -> None:
         absent = (self.source_prevalence_ == 0) & (shares > 0)
@@ -266,7 +306,8 @@ class LabelShiftConformalClassifier(ScoringClassifier):
         self._losses = float(changes.sum() / 2), source
         self.coverage_loss_ = self._losses[0] + (1 - float(self.confidence_level)) * source
 
-    def _prevalence(self, shares: Any, name: str) -> np.ndarray:
+    def _prevalence(self, shares: Any, name: str, *, exact: bool = False) -> np.ndarray:
+        """Shares that sum to 1; exactly those given, if they were made to before."""
         if isinstance(shares, Mapping):
             known = self.classes_.tolist()
             if set(shares) != set(known):
@@ -279,7 +320,7 @@ class LabelShiftConformalClassifier(ScoringClassifier):
             raise ParameterError(
                 f"{name}: got {np.asarray(shares).tolist()}; expected {len(self.classes_)} shares that sum to 1."
             )
-        return found / found.sum()
+        return found if exact else found / found.sum()
 
     def _black_box(self, P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Prevalences that explain the mean probabilities of the target, and their 95% interval."""

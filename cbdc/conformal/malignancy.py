@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ..errors import CalibrationSizeWarning, ParameterError
 from ..metrics import conformal_rank, exact_level
 from ._base import ProbabilityClassifier, seed_of
+from ._state import SavedCalibration, check_that
 from .certificate import Certificate, Condition
 from .pac import pac_least_n, pac_rank
 from .patients import draw_one, unit_codes
@@ -22,7 +23,7 @@ from .thresholds import CalibrationScores, least_n
 __all__ = ["MalignancyClassifier", "MalignancyScorer"]
 
 
-class MalignancyScorer(ProbabilityClassifier):
+class MalignancyScorer(SavedCalibration, ProbabilityClassifier):
     """Base of those that decide by the probability of malignancy.
 
     Parameters
@@ -37,11 +38,19 @@ class MalignancyScorer(ProbabilityClassifier):
     }
 
     malignant: Sequence | None
+    malignant_: np.ndarray
 
     def malignancy(self, X: ArrayLike) -> np.ndarray:
         """Probability of malignancy, (n,)."""
         own = self._probabilities(X)[:, malignant_columns(self.malignant, self.classes_)]
         return own.cumsum(axis=1)[:, -1]  # one by one, where sum would round a batch otherwise than a case alone
+
+    def _saved_parameters(self) -> dict[str, Any]:
+        return super()._saved_parameters() | {"malignant": self.classes_[self.malignant_].tolist()}
+
+    def _check_kept(self) -> None:
+        of_parameter = malignant_columns(self.malignant, self.classes_)
+        check_that((self.malignant_ == of_parameter).all(), "malignant_", "the columns of the classes in malignant")
 
     @property
     def _malignant_names(self) -> str:
@@ -120,6 +129,13 @@ class MalignancyClassifier(MalignancyScorer):
         "random_state": ["random_state"],
     }
     _calibrated = ("threshold_", "condition_")
+    _kept = {  # noqa: RUF012
+        "threshold_": float,
+        "malignant_": ("b", "n_classes"),
+        "n_malignant_": int,
+        "by_unit_": bool,
+        "_tied": bool,
+    }
 
     def __init__(
         self,
@@ -171,16 +187,14 @@ class MalignancyClassifier(MalignancyScorer):
         if units is not None:
             codes = unit_codes(units, len(scores))
             places = places[draw_one(codes[places], np.random.RandomState(seed_of(self.random_state)))]
-        level, delta, n = float(1 - exact_level(self.risk_level)), float(self.delta), len(places)
-        rank = pac_rank(n, level, delta) if self.method == "rcps" else conformal_rank(n, level)
+        self.risk_level_, self.method_, self.delta_ = float(self.risk_level), self.method, float(self.delta)
+        self.n_malignant_, self.by_unit_ = len(places), units is not None
+        level, delta, n, rank = self._level, self.delta_, self.n_malignant_, self._rank()
         lowered = np.sort(scores[places] * (1 - TIE))
         calibration = CalibrationScores(lowered, np.array([[n]]))
-        self.risk_level_, self.method_, self.delta_ = float(self.risk_level), self.method, delta
-        self.n_malignant_, self.by_unit_ = n, units is not None
         self.threshold_ = float(calibration.at_ranks(np.array([[rank]]))[0, 0])
-        self.condition_ = Condition.from_rank("malignant cases", n, rank)
-        if np.sum(lowered == self.threshold_) > 1:  # with ties the sensitivity is stochastically larger
-            self.condition_ = dataclasses.replace(self.condition_, high=1.0)
+        self._tied = bool(np.sum(lowered == self.threshold_) > 1)
+        self.condition_ = self._condition(rank)
         if rank > n:
             needed = pac_least_n(level, delta) if self.method == "rcps" else least_n(level)
             warnings.warn(
@@ -191,6 +205,26 @@ class MalignancyClassifier(MalignancyScorer):
             )
         return self
 
+    def _check_kept(self) -> None:
+        super()._check_kept()
+        self.risk_level_, self.method_, self.delta_ = float(self.risk_level), self.method, float(self.delta)
+        check_that(self.n_malignant_ >= 0, "n_malignant_", "0 or more")
+        self.condition_ = self._condition(self._rank())
+        full = self.threshold_ == -np.inf
+        check_that(full == self.condition_.is_vacuous, "threshold_", "minus infinity exactly if the cases are too few")
+
+    @property
+    def _level(self) -> float:
+        return float(1 - exact_level(self.risk_level_))
+
+    def _rank(self) -> int:
+        n, level = self.n_malignant_, self._level
+        return pac_rank(n, level, self.delta_) if self.method_ == "rcps" else conformal_rank(n, level)
+
+    def _condition(self, rank: int) -> Condition:
+        found = Condition.from_rank("malignant cases", self.n_malignant_, rank)
+        return dataclasses.replace(found, high=1.0) if self._tied else found  # with ties it is stochastically larger
+
     def flag(self, X: ArrayLike) -> np.ndarray:
         """Whether malignancy cannot be ruled out, bool (n,)."""
         self._check_conformalized()
@@ -199,7 +233,7 @@ class MalignancyClassifier(MalignancyScorer):
     def certificate(self) -> Certificate:
         """What the flag promises."""
         self._check_conformalized()
-        level, n, rcps = float(1 - exact_level(self.risk_level_)), self.n_malignant_, self.method_ == "rcps"
+        level, n, rcps = self._level, self.n_malignant_, self.method_ == "rcps"
         case = "malignant case drawn from a new patient or lesion that has one" if self.by_unit_ else "malignant case"
         statement = f"a {case} is flagged with probability at least {level:g}"
         if rcps:

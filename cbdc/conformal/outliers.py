@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import ParameterError
+from ._state import array_of, check_ascending, check_kinds, check_that
 from .certificate import Certificate
 from .pac import pac_p_values
 from .patients import draw_one, unit_codes
@@ -230,8 +231,70 @@ class ConformalOutlierDetector(OutlierMixin, BaseEstimator):
             delta=self.delta,
         )
 
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and a JSON-able document from which `from_state` restores this object, but for a scorer of yours.
+
+        Those of "knn" hold the embeddings of `fit`.
+        """
+        check_is_fitted(self, "calibration_scores_")
+        arrays = {"calibration_scores": self.calibration_scores_}
+        if self.scorer == "knn":
+            arrays["reference"] = self._reference
+        elif self.scorer == "mahalanobis":
+            arrays |= {"location": self.scorer_[0], "scale": self.scorer_[1]}
+        return arrays, {
+            "estimator": type(self).__name__,
+            "scorer": self.scorer if isinstance(self.scorer, str) else "",
+            "n_neighbors": int(self.n_neighbors),
+            "alpha": float(self.alpha),
+            "delta": None if self.delta is None else float(self.delta),
+            "n_features": int(self.n_features_in_),
+        }
+
+    @classmethod
+    def from_state(
+        cls, arrays: dict[str, np.ndarray], document: dict[str, Any], scorer: Any = None
+    ) -> "ConformalOutlierDetector":
+        """The calibrated object again: it gives the same bits.
+
+        Parameters
+        ----------
+        arrays, document
+            What `get_state` gave.
+        scorer : fitted estimator with `score_samples`, optional
+            The `scorer_` where it is one of yours, which is not saved.
+
+        Raises
+        ------
+        ValueError
+            If the state is not one that `get_state` gives, or `scorer` is missing.
+        """
+        check_kinds(document, cls.__name__, {"scorer": str, "n_neighbors": int, "alpha": float, "n_features": int})
+        own = document["scorer"] == ""
+        check_that(own == (scorer is not None), "scorer", "the fitted scorer where it is one of yours, else none")
+        found = cls(
+            scorer if own else document["scorer"],
+            n_neighbors=document["n_neighbors"],
+            alpha=document["alpha"],
+            delta=document.get("delta"),
+        )
+        found._validate_params()
+        found.n_features_in_, found._learn_whole = document["n_features"], None
+        axes = {"d": document["n_features"]}
+        found.calibration_scores_ = array_of("calibration_scores", ("f", "n"), arrays)
+        check_ascending("calibration_scores", found.calibration_scores_)
+        if own:
+            found.scorer_ = scorer
+        elif document["scorer"] == "knn":
+            found._learn(array_of("reference", ("f", "m", "d"), arrays, axes))
+        else:
+            location = array_of("location", ("f", "d"), arrays, axes)
+            found.scorer_ = location, array_of("scale", ("f", "d", "d"), arrays, axes)
+        return found
+
     def _learn(self, X: np.ndarray) -> None:
         if self.scorer == "knn":
+            self._reference = X
             self.scorer_: Any = NearestNeighbors(n_neighbors=min(self.n_neighbors, len(X))).fit(X)
         elif self.scorer == "mahalanobis":
             from sklearn.covariance import LedoitWolf

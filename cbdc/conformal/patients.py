@@ -9,9 +9,22 @@ from ._codes import check_groups
 __all__ = ["approximate_band", "draw_one", "effective_n", "unit_codes"]
 
 
+OF_EACH = ", one of each patient or lesion,"  # of calibration cases, in a certificate
+
+
+def repeats(by_unit: bool) -> tuple[str, ...]:
+    """What breaks the guarantee of a certificate where no units were given."""
+    return () if by_unit else ("several calibration cases of one patient or lesion",)
+
+
 def unit_codes(units: object, n: int) -> np.ndarray:
     """Number of each case's unit, (n,)."""
     return np.unique(check_groups(units, n, name="units"), return_inverse=True)[1]
+
+
+def one_of_each(units: object, n: int, seed: int) -> np.ndarray:
+    """Indices of one case of each unit, drawn as `draw_one` does; of all cases where no units are given."""
+    return np.arange(n) if units is None else draw_one(unit_codes(units, n), np.random.RandomState(seed))
 
 
 def draw_one(units: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:

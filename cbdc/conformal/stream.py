@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ..metrics import conformal_rank
 from ._base import ScoringClassifier
 from ._scale import from_scale, to_scale
+from ._state import SavedCalibration, check_ascending, check_that
 from .certificate import Certificate, Condition
 
 __all__ = ["OnlineConformalClassifier"]
@@ -21,7 +22,7 @@ _AWAITED = 100_000  # cases asked for whose label may be awaited; of more, the f
 _SPREAD = 0.05, 0.95  # quantiles of the scores, whose distance is the unit of a threshold that is tracked
 
 
-class OnlineConformalClassifier(ScoringClassifier):
+class OnlineConformalClassifier(SavedCalibration, ScoringClassifier):
     """Sets for the next case, from all cases labelled so far.
 
     `predict_set` is asked for the next cases, and `partial_conformalize` is told their labels when they are known: at
@@ -99,6 +100,18 @@ class OnlineConformalClassifier(ScoringClassifier):
         "method": [StrOptions({"expanding", "aci", "pid"})],
         "gamma": [Interval(Real, 0, None, closed="neither")],
         "window": [Interval(Integral, 1, None, closed="left"), None],
+    }
+    _kept = {  # noqa: RUF012
+        "_recent": ("f", "n"),
+        "level_": float,
+        "alpha_": float,
+        "n_seen_": int,
+        "n_missed_": int,
+        "n_unasked_": int,
+        "delay_": int,
+        "_excess": float,
+        "_tracked": float,
+        "_asked": [("u", "n_awaited", 16), ("f", "n_awaited"), ("i", "n_awaited")],
     }
 
     def __init__(
@@ -182,7 +195,7 @@ class OnlineConformalClassifier(ScoringClassifier):
             missed = not score >= limit
             self.delay_ = max(self.delay_, self.n_seen_ - since)
             self.n_seen_ += 1
-            self.n_missed_ += missed
+            self.n_missed_ += int(missed)
             self._insert(low)
             self._step(missed)
         return self
@@ -269,6 +282,31 @@ class OnlineConformalClassifier(ScoringClassifier):
         worst = max(self.level_, 1 - self.level_)
         held = worst / self.gamma_ if self.method_ == "aci" else _saturation(self.n_seen_)
         return min(1.0, (held + worst * (1 + self.delay_)) / self.n_seen_)
+
+    @property
+    def _asked(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The cases awaited as arrays: digests, thresholds, and numbers told at the asking."""
+        rows = [(digest, *asking) for digest, askings in self._awaited.items() for asking in askings]
+        digests = np.frombuffer(b"".join(row[0] for row in rows), dtype=np.uint8).reshape(-1, 16)
+        return digests, np.array([row[1] for row in rows], float), np.array([row[2] for row in rows], np.int64)
+
+    @_asked.setter
+    def _asked(self, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        self._awaited = {}
+        for digest, limit, since in zip(*rows):
+            self._awaited.setdefault(digest.tobytes(), []).append((float(limit), int(since)))
+
+    def _saved_parameters(self) -> dict[str, Any]:
+        return super()._saved_parameters() | {"confidence_level": self.level_}
+
+    def _check_kept(self) -> None:
+        self.method_, self.gamma_, self.window_ = self.method, float(self.gamma), self.window
+        self.calibration_ = np.sort(self._recent)
+        check_ascending("_recent", self.calibration_)
+        check_that(self.window_ is None or len(self._recent) <= self.window_, "_recent", "no more than the window")
+        check_that(self.level_ == self.confidence_level, "level_", "that of the parameters")
+        counts = self.n_missed_, self.n_unasked_, self.delay_
+        check_that(all(0 <= count <= self.n_seen_ for count in counts), "n_missed_", "counts up to those seen")
 
     def _condition(self, n: int) -> Condition:
         found = Condition.from_rank("all", n, conformal_rank(n, self.level_))

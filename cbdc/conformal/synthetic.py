@@ -12,7 +12,9 @@ from sklearn.utils._param_validation import Interval
 from ..errors import ParameterError
 from ..metrics import conformal_rank, exact_level
 from ._base import ScoringClassifier
+from ._state import SavedCalibration, check_ascending, check_that
 from .certificate import Certificate
+from .patients import OF_EACH, one_of_each, repeats
 
 __all__ = ["SyntheticPoweredConformalClassifier", "guard_ranks"]
 
@@ -53,7 +55,7 @@ def guard_ranks(n: int, n_source: int, confidence_level: float, beta: float = 0.
     return int(np.sum(ends <= threshold)), int(np.sum(starts <= threshold))
 
 
-class SyntheticPoweredConformalClassifier(ScoringClassifier):
+class SyntheticPoweredConformalClassifier(SavedCalibration, ScoringClassifier):
     """Local recalibration from few cases, steadied by the threshold of a large calibration set from elsewhere.
 
     The threshold is that of the other source (another clinic, an earlier camera, made images), but kept between two
@@ -75,14 +77,16 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
     classes_ : ndarray of shape (n_classes,)
     calibration_ : tuple of two ndarray
         Scores of the local cases and of the source's, ascending.
+    by_unit_ : bool
+        Whether one local case was drawn of each unit.
 
     Notes
     -----
     **Guarantee.** Assumption: the n local cases and the new one are exchangeable. Statement: P(y in set) >=
     low / (n + 1), with low of `guard_ranks`, whatever the other source is; `certificate` prints it. If the source's
     scores are distributed like the local ones, P(y in set) >= confidence_level - beta, and in practice close to the
-    level. What breaks it: local cases that were trained on, or several of one patient. Made images alone calibrate
-    nothing.
+    level. What breaks it: local cases that were trained on, or several of one patient (give `units`). Made
+    images alone calibrate nothing.
 
     References
     ----------
@@ -105,6 +109,7 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         **ScoringClassifier._parameter_constraints,
         "beta": [Interval(Real, 0, 1, closed="neither")],
     }
+    _kept = {"calibration_": [("f", "n"), ("f", "n_source")], "beta_": float, "by_unit_": bool}  # noqa: RUF012
 
     def __init__(
         self,
@@ -128,7 +133,7 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         self.random_state = random_state
 
     def conformalize(
-        self, X: ArrayLike, y: ArrayLike, source: tuple[ArrayLike, ArrayLike]
+        self, X: ArrayLike, y: ArrayLike, source: tuple[ArrayLike, ArrayLike], units: ArrayLike | None = None
     ) -> "SyntheticPoweredConformalClassifier":
         """Calibrate on local cases, helped by cases of another source.
 
@@ -138,6 +143,8 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         y : array-like of shape (n,)
         source : tuple (X, y)
             Of the other source, which is not to be trusted.
+        units : array-like of shape (n,), int or str, optional
+            Patient or lesion of each local case, where several cases may be of one; one case of each is drawn.
 
         Returns
         -------
@@ -153,11 +160,12 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         found = []
         for cases, labels in ((X, y), source):
             values = self._values(cases)
-            found.append(np.sort(self._score_labels(values, self._labels(labels, len(values)))))
+            found.append(self._score_labels(values, self._labels(labels, len(values))))
         if len(found[0]) == 0:
             raise ParameterError("X: no local case. Cases of another source alone promise nothing here.")
-        self.beta_ = float(self.beta)
-        self.calibration_ = found[0], found[1]
+        self.beta_, self.by_unit_ = float(self.beta), units is not None
+        local = found[0][one_of_each(units, len(found[0]), self.seed_)]
+        self.calibration_ = np.sort(local), np.sort(found[1])
         return self
 
     def threshold(self, confidence_level: float | None = None) -> float:
@@ -178,6 +186,11 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         low, high = guard_ranks(n, len(source), level, self.beta_)
         tied = 0 < high <= n and np.sum(local == local[n - high]) > 1
         return low / (n + 1), 1.0 if tied else high / (n + 1)
+
+    def _check_kept(self) -> None:
+        for scores in self.calibration_:
+            check_ascending("calibration_", scores)
+        check_that(len(self.calibration_[0]) > 0, "calibration_", "one local case at least")
 
     def predict_set(self, X: ArrayLike, confidence_level: float | None = None) -> np.ndarray:
         """Prediction sets, bool (n, n_classes); nested in the level.
@@ -201,8 +214,8 @@ class SyntheticPoweredConformalClassifier(ScoringClassifier):
         return Certificate(
             f"the set holds the true class with probability between {low:.3f} and {high:.3f} whatever the other source "
             f"is; {level:g} is what the {len(self.calibration_[1])} cases of the other source aim at",
-            (f"this case and the {n} local calibration cases are exchangeable",),
-            ("local cases that were trained on", "several local cases of one patient"),
+            (f"this case and the {n} local calibration cases{OF_EACH * self.by_unit_} are exchangeable",),
+            ("local cases that were trained on", *repeats(self.by_unit_)),
             level,
             n,
         )

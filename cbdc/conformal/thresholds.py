@@ -64,9 +64,20 @@ class CalibrationScores:
 
     @classmethod
     def from_cases(
-        cls, scores: np.ndarray, conditions: np.ndarray, shape: tuple[int, int], *, units: np.ndarray | None = None
+        cls,
+        scores: np.ndarray,
+        conditions: np.ndarray | None,
+        shape: tuple[int, int],
+        *,
+        units: np.ndarray | None = None,
     ) -> "CalibrationScores":
-        """Sort the scores (n,) of cases within their conditions, flat indices (n,) into a table of the given shape."""
+        """Sort the scores (n,) of cases within their conditions, flat indices (n,) into a table of the given shape.
+
+        None for the conditions: there is one.
+        """
+        if conditions is None and units is None:
+            return _Unsorted(scores)
+        conditions = np.zeros(len(scores), dtype=np.intp) if conditions is None else conditions
         counts = np.bincount(conditions, minlength=math.prod(shape)).reshape(shape).astype(np.int64)
         if units is None:
             ordered = np.sort(scores) if counts.size == 1 else scores[np.lexsort([scores, conditions])]
@@ -102,13 +113,15 @@ class CalibrationScores:
 
     def ranks(self, rank: Callable[[int], int]) -> np.ndarray:
         """A rank for each condition by its number of units, a table."""
-        n_units, place = np.unique(self.n_units, return_inverse=True)
-        return np.array([rank(int(n)) for n in n_units])[place].reshape(self.counts.shape)
+        n_units = self.n_units.ravel().tolist()
+        found = {n: rank(n) for n in set(n_units)}
+        return np.array([found[n] for n in n_units]).reshape(self.counts.shape)
 
     def at_ranks(self, ranks: np.ndarray) -> np.ndarray:
         """The scores of these ranks, from the best down, a table; minus infinity where a rank exceeds the cases."""
-        places = np.maximum(self.offsets + self.counts - ranks, 0)
-        return np.where(ranks > self.counts, -np.inf, np.append(self.scores, np.nan)[places])
+        found, finite = np.full(ranks.shape, -np.inf), ranks <= self.counts
+        found[finite] = self.scores[(self.offsets + self.counts - ranks)[finite]]
+        return found
 
     def p_values(self, scores: np.ndarray, groups: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Share of the condition's units, the new one among them, that conform no better: (n, n_classes).
@@ -169,6 +182,23 @@ class CalibrationScores:
         needed = self.ranks(lambda n_units: math.ceil(level * (n_units + 1) * one))
         places = np.searchsorted(below, below[self.offsets + self.counts] - needed, side="right") - 1
         return np.where(places >= self.offsets, np.append(self.scores, np.nan)[places], -np.inf)
+
+
+class _Unsorted(CalibrationScores):
+    """Scores of one condition, sorted only when more than a threshold is asked: selecting one takes a third of that."""
+
+    def __init__(self, cases: np.ndarray) -> None:
+        self.__dict__.update(cases=cases, counts=np.full((1, 1), len(cases), dtype=np.int64), units=None)
+
+    @functools.cached_property
+    def scores(self) -> np.ndarray:
+        return np.sort(self.__dict__["cases"]).astype(float)
+
+    def at_ranks(self, ranks: np.ndarray) -> np.ndarray:
+        cases, rank = self.__dict__["cases"], int(ranks[0, 0])
+        if "scores" in self.__dict__ or rank > len(cases):
+            return super().at_ranks(ranks)
+        return np.partition(cases, len(cases) - rank)[len(cases) - rank].astype(float).reshape(1, 1)
 
 
 def round_up(thresholds: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval
 
 from ..metrics import clopper_pearson
 from ._base import seed_of
+from ._state import check_that
 from .certificate import Certificate
 from .malignancy import MalignancyScorer
 from .patients import draw_one, unit_codes
@@ -91,6 +92,15 @@ class ConformalTriage(MalignancyScorer):
         "random_state": ["random_state"],
     }
     _calibrated = ("release_threshold_", "urgent_threshold_")
+    _kept = {  # noqa: RUF012
+        "release_threshold_": float,
+        "urgent_threshold_": float,
+        "malignant_": ("b", "n_classes"),
+        "n_calibration_": int,
+        "n_malignant_": int,
+        "by_unit_": bool,
+        "_urgent_took_all": bool,
+    }
 
     def __init__(
         self,
@@ -144,10 +154,16 @@ class ConformalTriage(MalignancyScorer):
         urgent = self._certified(scores[:, None] >= _GRID[::-1], ~malignant, 1 - self.ppv_)
         self.urgent_threshold_ = float(_GRID[::-1][urgent[-1]]) if len(urgent) else np.inf
         # Where both are certified, urgent comes first: a pile without its urgent cases was not tested
-        self._urgent_took_all = len(released) > 0 and _GRID[released[0]] >= self.urgent_threshold_
+        self._urgent_took_all = bool(len(released) and _GRID[released[0]] >= self.urgent_threshold_)
         released = released[_GRID[released] < self.urgent_threshold_]
         self.release_threshold_ = float(_GRID[released[-1]]) if len(released) else -np.inf
         return self
+
+    def _check_kept(self) -> None:
+        super()._check_kept()
+        self.npv_, self.ppv_, self.delta_ = float(self.npv), float(self.ppv), float(self.delta)
+        check_that(self.release_threshold_ < self.urgent_threshold_, "release_threshold_", "less than the urgent one")
+        check_that(0 <= self.n_malignant_ <= self.n_calibration_, "n_malignant_", "0 to the number of cases")
 
     def predict_triage(self, X: ArrayLike) -> np.ndarray:
         """ "release", "defer" or "urgent" for each case, (n,)."""
