@@ -33,9 +33,10 @@ def save_classifier(clf: Any, path: Path, notes: dict[str, Any]) -> Path:
     arrays |= {f"conformal.{name}": array for name, array in conformal_arrays.items()}
     arrays |= {"golden.embedding": golden, **_golden_prediction(clf, golden)}
     parameters = clf.get_params(deep=False) | {"head": kind}
+    parameters["fine_tune"] = None
     if "fine_tuning" in clf.provenance_:
         arrays |= {f"network.{name}": value for name, value in network_arrays(clf.embedder_.backbone_).items()}
-        parameters["fine_tune"] = _settings_of(getattr(clf, "fine_tuner_", clf.fine_tune))
+        parameters["fine_tune"] = _settings_of(getattr(clf, "fine_tuner_", None) or clf.fine_tune or FineTuner())
     for name in _OF_THE_MACHINE:
         del parameters[name]
     if not isinstance(parameters["random_state"], int | None):
@@ -137,7 +138,7 @@ def _settings_of(tuner: Any) -> dict[str, Any]:
         del settings[name]
     if not isinstance(settings["random_state"], int | None):
         settings["random_state"] = None
-    return settings
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
 
 
 def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

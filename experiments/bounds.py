@@ -59,7 +59,7 @@ def main() -> None:
         "simulated": {n: _means(rows) for n, rows in simulated.items()},
         "least_error": simulation.least_error,
         "violations": {"draws": arguments.draws, "failed": failed, "delta": DELTA}
-        | dict(zip(("low", "high"), clopper_pearson(failed, arguments.draws))),
+        | dict(zip(("low", "high"), map(float, clopper_pearson(failed, arguments.draws)))),
         "ham10000": _means([bounds_of(embedded, seed) for seed in range(arguments.splits)]),
     }
     command = "python -m experiments.bounds" + (" --quick" if arguments.quick else " --root DATA")

@@ -195,25 +195,27 @@ def elsewhere(
     """Another hospital: as the model comes, and after calibration on some of its own patients."""
     classes = parts[0].classes
     proba, y = model.predict_proba(how.transform(outside.images)), np.searchsorted(classes, outside.labels)
+    row = {name: i for i, name in enumerate(outside.frame["image"])}
     sick = y == list(classes).index("mel")
     wins = proba[sick, list(classes).index("mel")][:, None] - proba[~sick, list(classes).index("mel")]
     clf = calibrated(model, how, parts[1], classes, seed, condition_on=None)
-    sets = clf.predict_set(proba)
-    after, sizes = [], []
+    before, sizes_before, after, sizes = [], [], [], []
     for draw in range(DRAWS):
-        units = np.unique(outside.groups(), return_inverse=True)[1]
-        chosen = np.isin(units, np.random.default_rng([seed, draw]).permutation(units.max() + 1)[: RECALIBRATION[site]])
-        first = np.flatnonzero(chosen)[np.unique(units[chosen], return_index=True)[1]]  # one image of each patient
-        again = ConformalClassifier(None, confidence_level=LEVEL).conformalize(proba[first], y[first])
-        new = again.predict_set(proba[~chosen])
-        after.append(m.coverage(new, y[~chosen]))
-        sizes.append(m.mean_set_size(new))
+        # One image of each patient, drawn: these are exchangeable, all images are not
+        drawn = [row[name] for name in outside.one_per(random_state=draw).frame["image"]]
+        drawn = np.random.default_rng([seed, draw]).permutation(drawn)
+        own, rest = drawn[: RECALIBRATION[site]], drawn[RECALIBRATION[site] :]
+        again = ConformalClassifier(None, confidence_level=LEVEL).conformalize(proba[own], y[own])
+        for model_of, coverages, mean_sizes in ((clf, before, sizes_before), (again, after, sizes)):
+            sets = model_of.predict_set(proba[rest])
+            coverages.append(m.coverage(sets, y[rest]))
+            mean_sizes.append(m.mean_set_size(sets))
     return {
         "n": len(y),
         "accuracy": float(np.mean(proba.argmax(axis=1) == y)),
         "melanoma_auroc": float(np.mean((wins > 0) + 0.5 * (wins == 0))),
-        "coverage": m.coverage(sets, y),
-        "set_size": m.mean_set_size(sets),
+        "coverage": float(np.mean(before)),
+        "set_size": float(np.mean(sizes_before)),
         "n_recalibration": RECALIBRATION[site],
         "coverage_after": float(np.mean(after)),
         "coverage_after_range": [float(np.quantile(after, q)) for q in (0.05, 0.95)],

@@ -173,14 +173,18 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.backbone_ = backbone
         self._start_engine(self.engine)
         self._n_features_out = self.backbone_.n_features
+        self.fingerprint_ = self._fingerprint()
+        return self
+
+    def _fingerprint(self) -> str:
+        """Sha256 (hex) of weights and preprocessing as they now are."""
         preprocessing: dict[str, Any] = {"resize": self.resize, "filter": "bilinear"}
         if self.color_constancy is not None:
             preprocessing["color_constancy"] = self.color_constancy
         if self.n_views > 1:
             preprocessing["n_views"] = self.n_views
         identity = json.dumps([self.backbone_.fingerprint, preprocessing], sort_keys=True)
-        self.fingerprint_ = hashlib.sha256(identity.encode()).hexdigest()
-        return self
+        return hashlib.sha256(identity.encode()).hexdigest()
 
     def transform(self, X: Any) -> np.ndarray:
         """Embed images, all of which must be readable.
@@ -312,7 +316,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         folder = self._cache_folder()
         if folder is None:
             return nullcontext()
-        return closing(EmbeddingCache(folder / f"{self.fingerprint_}-{self.engine_}.sqlite"))
+        return closing(EmbeddingCache(folder / f"{self._fingerprint()}-{self.engine_}.sqlite"))
 
 
 def _middle(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

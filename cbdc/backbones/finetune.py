@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.utils import check_random_state
@@ -19,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..errors import DatasetError, ImageError, ParameterError
 from ..images import LesionImage, refusal_message
+from ..modelfile import read_modelfile
 from ..perturb import PERTURBATIONS
 from .augment import MARGIN, Augmenter
 from .embedder import ImageEmbedder, as_sources, listed
@@ -69,7 +71,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Of features, before the classifier.
     augment : sequence of str or None, default=("brightness", "contrast", "gamma", "white_balance", "saturation")
         Perturbations by name (`cbdc.perturb.list_perturbations`), each applied with probability 1/2, on top of a warp
-        (turn by any angle, mirror, zoom, shift); None shows every image as it is.
+        (turn by any angle, mirror, zoom, shift); None shows the middle of every image, 87% of a side.
     max_severity : int, default=2
         Their severity is drawn from 1 to this.
     ema_decay : float, default=0.995
@@ -246,6 +248,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             If the loss becomes infinite.
         """
         self._validate_params()
+        if self.checkpoint is not None and self.random_state is None:
+            raise ParameterError("checkpoint: a run that is to resume needs a seed. Fix: give random_state.")
         unknown = set(self.augment or ()) - set(PERTURBATIONS)
         if unknown:
             raise ParameterError(f"augment: {sorted(unknown)} unknown; known are {', '.join(PERTURBATIONS)}.")
@@ -263,7 +267,10 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         data = Data(store, codes, trained, self.held_out_, shown)
         settings = self._settings(seed)
         loss = Loss(self.loss, np.bincount(codes[trained]), self.label_smoothing)
-        if self.minutes is not None:
+        if self.minutes is not None and self.checkpoint is not None and Path(self.checkpoint).exists():
+            planned = read_modelfile(self.checkpoint)[1].get("n_epochs", self.epochs)
+            settings = dataclasses.replace(settings, n_epochs=planned)  # the speed may be another one now
+        elif self.minutes is not None:
             epoch = seconds_per_image(backbone, data, settings, loss) * (len(trained) + 0.3 * len(self.held_out_))
             settings = dataclasses.replace(settings, n_epochs=int(np.clip(60 * self.minutes / epoch, 1, self.epochs)))
         augmenter = None
@@ -271,8 +278,15 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             augmenter = Augmenter(backbone.input_size, self.augment, self.max_severity, seed)
         checkpoint = None
         if self.checkpoint is not None:
-            known = [backbone.fingerprint, embedder.resize, digest, codes.tolist(), self.held_out_.tolist()]
-            asked = [dataclasses.asdict(settings), self.loss, self.label_smoothing, self.augment, self.max_severity]
+            shown_as = "-".join(filter(None, [embedder.resize, embedder.color_constancy]))
+            known = [backbone.fingerprint, shown_as, digest, codes.tolist(), self.held_out_.tolist()]
+            asked = [
+                dataclasses.asdict(settings),
+                self.loss,
+                self.label_smoothing,
+                self.augment,
+                int(self.max_severity),
+            ]
             checkpoint = Path(self.checkpoint), hashlib.sha256(json.dumps([known, asked]).encode()).hexdigest()
         report = _print_row if self.verbose else lambda row: None
         state = train(backbone, data, settings, loss, augmenter, checkpoint=checkpoint, report=report)
@@ -312,18 +326,18 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 "precision='bfloat16': this processor has no such arithmetic, and would be slower in it. Use 'auto'."
             )
         return Settings(
-            n_epochs=self.epochs,
-            n_trained_stages=self.blocks,
+            n_epochs=int(self.epochs),
+            n_trained_stages=None if self.blocks is None else int(self.blocks),
             learning_rate=self.learning_rate,
             layer_decay=self.layer_decay,
             weight_decay=self.weight_decay,
             warmup=self.warmup,
             schedule=self.schedule,
-            batch_size=self.batch_size,
+            batch_size=int(self.batch_size),
             mixup=self.mixup,
             dropout=self.dropout,
             ema_decay=self.ema_decay,
-            patience=self.patience,
+            patience=None if self.patience is None else int(self.patience),
             bfloat16=can and self.precision != "float32",
             seed=seed,
         )
@@ -384,6 +398,10 @@ def _labelled(X: Any, y: Any, groups: Any) -> tuple[list[Any], np.ndarray, np.nd
     for name, values in {"y": labels, "groups": groups}.items():
         if values.shape != (len(sources),):
             raise ValueError(f"{name}: got shape {values.shape} for {len(sources)} images; give one for each image.")
+        if n_missing := int(pd.isna(values).sum()):
+            raise ValueError(
+                f"{name}: {n_missing} of {len(sources)} are missing. Fix: leave these images out, or name them."
+            )
     return sources, labels, groups
 
 

@@ -202,7 +202,8 @@ class _Run:
         self._frozen = self._freeze(backbone)
         self._optimiser = torch.optim.AdamW(self._parameter_groups(backbone), weight_decay=settings.weight_decay)
         self._average = copy.deepcopy(self._network).eval().requires_grad_(False)
-        self._n_steps = math.ceil(len(data.trained) / settings.batch_size)
+        n = len(data.trained)
+        self._n_steps = max(1, min(math.ceil(n / settings.batch_size), n // 2))  # batch norm needs two cases
         self._step = 0
 
     @property
@@ -293,7 +294,8 @@ class _Run:
         for number, moments in self._optimiser.state_dict()["state"].items():
             tensors |= {f"moments.{number}.{kind}": value for kind, value in moments.items()}
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        write_modelfile(path, arrays, {"identity": identity, "history": self.state.history})
+        document = {"identity": identity, "history": self.state.history, "n_epochs": self._settings.n_epochs}
+        write_modelfile(path, arrays, document)
 
     def _freeze(self, backbone: Backbone) -> list[nn.Module]:
         stages, n = stages_of(backbone.network), self._settings.n_trained_stages
