@@ -432,3 +432,11 @@ def test_colour_constancy_is_that_of_the_images_room():
     corrected = np.stack([shades_of_gray(x) for x in X])
     found = ImageEmbedder(image_size=64, color_constancy="shades_of_gray").fit_transform(X)
     np.testing.assert_allclose(found, ImageEmbedder(image_size=64).fit_transform(corrected), atol=1e-5)
+
+
+def test_the_cache_follows_what_is_shown(tmp_path):
+    X = list(np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8))
+    embedder = ImageEmbedder(image_size=32, cache_dir=tmp_path).fit()
+    embedder.set_params(color_constancy="shades_of_gray").transform(X)
+    plain = ImageEmbedder(image_size=32, cache_dir=tmp_path).fit_transform(X)
+    np.testing.assert_allclose(plain, ImageEmbedder(image_size=32).fit_transform(X), atol=1e-5)

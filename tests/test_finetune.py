@@ -292,6 +292,39 @@ def test_a_loss_that_is_not_finite_ends_the_run():
         quick(learning_rate=1e30, layer_decay=1.0).fit(X, y)
 
 
+def test_a_checkpoint_knows_what_was_shown_and_what_was_planned(tmp_path, monkeypatch):
+    X, y = plain_images(12)
+    path = tmp_path / "run.checkpoint"
+    speeds = iter([0.1, 100.0])
+    monkeypatch.setattr(finetune, "seconds_per_image", lambda *_: next(speeds))
+    first = quick(checkpoint=path, epochs=2, minutes=1).fit(X, y)
+    again = quick(checkpoint=path, epochs=2, minutes=1).fit(X, y)
+    assert again.n_epochs_ == first.n_epochs_ == 2
+    assert again.embedder_.fingerprint_ == first.embedder_.fingerprint_
+    other = quick(checkpoint=path, epochs=2)
+    other.set_params(embedder=ImageEmbedder(image_size=SIZE, color_constancy="shades_of_gray"))
+    with pytest.raises(ModelFileError, match="of another run"):
+        other.fit(X, y)
+    with pytest.raises(ParameterError, match="needs a seed"):
+        quick(checkpoint=path, random_state=None).fit(X, y)
+
+
+def test_numbers_of_numpy_and_a_remainder_of_one(tmp_path):
+    X, y = plain_images(12)
+    options = {"epochs": np.int64(1), "batch_size": np.int64(2), "blocks": np.int64(1), "validation_fraction": 0.25}
+    tuner = quick(checkpoint=tmp_path / "c", **options).fit(X[:9], y[:9])
+    assert (9 - len(tuner.held_out_)) % 2 == 1
+
+
+@pytest.mark.parametrize("name", ["y", "groups"])
+def test_missing_labels_and_groups_are_refused(name):
+    X, y = plain_images(8)
+    values = {"y": y.astype(float), "groups": np.arange(8.0)}
+    values[name][3] = np.nan
+    with pytest.raises(ValueError, match=f"{name}: 1 of 8 are missing"):
+        quick().fit(X, **values)
+
+
 # --- bad input
 
 
