@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cbdc import CBDCClassifier, ImageEmbedder, make_lesions
+from cbdc import CBDCClassifier, ImageEmbedder, LesionDataset, make_lesions
 from cbdc.backbones import FineTuner, create_backbone, finetune, training
 from cbdc.backbones.augment import Augmenter
 from cbdc.backbones.finetune import hold_out
@@ -392,6 +393,17 @@ def test_the_head_sees_what_was_held_out_alone(lesions, tmp_path):
         "precision": tuner.precision_,
     }
     assert json.dumps(loaded.provenance_)
+
+
+def test_two_images_of_one_photograph_are_taught_together_or_not_at_all():
+    names = [f"i{i}" for i in range(24)]
+    pairs = list(zip(names[:12], names[12:], strict=True))
+    frame = pd.DataFrame({"image": names})
+    data = LesionDataset(list(plain_images(24)[0]), list(np.arange(24) % 2), frame=frame, duplicates=pairs)
+    first, _ = data.split(sizes=(0.9, 0.1), random_state=0)
+    held_out = set(first.frame["image"].iloc[quick().fit(first).held_out_])
+    assert held_out
+    assert all((a in held_out) == (b in held_out) for a, b in pairs if {a, b} <= set(first.frame["image"]))
 
 
 def test_the_embedder_of_the_tuner_is_that_of_the_classifier(lesions):

@@ -126,9 +126,9 @@ class LesionDataset:
         """Int codes of shape (n,) of the unit ("patient", "lesion", "image"; the coarsest known) of each image.
 
         An image without an identifier is a unit of its own. A lesion identifier that several patients have is read
-        within the patient.
+        within the patient. Images known to show one photograph are of one unit.
         """
-        return group_codes(self.frame, by or self.unit)
+        return merged_codes(self.frame, by or self.unit, self.duplicates)
 
     def take(self, indices: Any) -> "LesionDataset":
         """Data set of the images at integer positions, in that order, or where a bool mask of shape (n,) holds."""
@@ -147,8 +147,7 @@ class LesionDataset:
         random_state : int, RandomState instance or None, default=None
             Seed of the draw. The draw depends on the image names, not on the order of the rows.
         """
-        units = merged_codes(self.frame, unit or self.unit, self.duplicates)
-        return self.take(draw_one_per(units, self.frame["image"].tolist(), random_state))
+        return self.take(draw_one_per(self.groups(unit), self.frame["image"].tolist(), random_state))
 
     def split(
         self,
