@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .backbones import FineTuner, backbone_of, network_arrays
+from .backbones import FineTuner
+from .backbones.networks import backbone_of, network_arrays
 from .conformal import ConformalClassifier
 from .errors import MissingWeightsError, ModelFileError
 from .heads import HEADS

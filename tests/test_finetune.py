@@ -43,7 +43,7 @@ def plain_images(n=48, seed=0):
 @pytest.fixture(scope="module")
 def tuned():
     X, y = plain_images()
-    return quick(epochs=8, learning_rate=5e-3, ema_decay=0.5, blocks=3).fit(X, y), X, y
+    return quick(epochs=8, ema_decay=0.5, blocks=3).fit(X, y), X, y
 
 
 # --- what is held out
@@ -180,6 +180,18 @@ def test_what_an_image_becomes_depends_on_it_and_the_epoch_alone():
 def test_a_warp_shows_the_same_colours():
     store = np.full((3, 37, 37, 3), (200, 120, 90), dtype=np.uint8)
     np.testing.assert_array_equal(Augmenter((32, 32), (), 1, 0).batch(store, np.arange(3), 0), store[:, :32, :32])
+
+
+def test_without_augmentation_the_whole_image_is_trained_on(monkeypatch):
+    """As the embedder shows it: the bright border counts."""
+    X, y = plain_images(12)
+    X[:, :2] = X[:, -2:] = 255
+    seen = []
+    step = training._Run.step
+    monkeypatch.setattr(training._Run, "step", lambda run, x, *rest: (seen.append(x.numpy()), step(run, x, *rest))[1])
+    tuner = quick().fit(X, y)
+    trained = np.setdiff1d(np.arange(12), tuner.held_out_)
+    assert sorted(x.tobytes() for x in np.concatenate(seen)) == sorted(X[i].tobytes() for i in trained)
 
 
 # --- training

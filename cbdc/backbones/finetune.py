@@ -71,7 +71,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Of features, before the classifier.
     augment : sequence of str or None, default=("brightness", "contrast", "gamma", "white_balance", "saturation")
         Perturbations by name (`cbdc.perturb.list_perturbations`), each applied with probability 1/2, on top of a warp
-        (turn by any angle, mirror, zoom, shift); None shows the middle of every image, 87% of a side.
+        (turn by any angle, mirror, zoom, shift); None shows every image as it is.
     max_severity : int, default=2
         Their severity is drawn from 1 to this.
     ema_decay : float, default=0.995
@@ -262,7 +262,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         embedder = ImageEmbedder() if self.embedder is None else clone(self.embedder)
         embedder._validate_params()
         backbone = create_backbone(embedder.backbone, embedder.weights, image_size=embedder.image_size)
-        store, shown, digest = _pixels(embedder, sources, backbone.input_size, self.held_out_)
+        margin = 1.0 if self.augment is None else MARGIN
+        store, shown, digest = _pixels(embedder, sources, backbone.input_size, margin, self.held_out_)
         trained = np.setdiff1d(np.arange(len(codes)), self.held_out_)
         data = Data(store, codes, trained, self.held_out_, shown)
         settings = self._settings(seed)
@@ -406,13 +407,13 @@ def _labelled(X: Any, y: Any, groups: Any) -> tuple[list[Any], np.ndarray, np.nd
 
 
 def _pixels(
-    embedder: ImageEmbedder, sources: list[Any], size: tuple[int, int], held_out: np.ndarray
+    embedder: ImageEmbedder, sources: list[Any], size: tuple[int, int], margin: float, held_out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """All images somewhat larger than the input, the held-out ones as they are shown, and a digest of all.
+    """All images, `margin` times the input's size, the held-out ones as they are shown, and a digest of all.
 
     Decoded and resized once, before the first epoch.
     """
-    large = (round(MARGIN * size[0]), round(MARGIN * size[1]))
+    large = (round(margin * size[0]), round(margin * size[1]))
     store = np.empty((len(sources), *large, 3), dtype=np.uint8)
     shown = np.empty((len(held_out), *size, 3), dtype=np.uint8)
     place = {int(row): i for i, row in enumerate(held_out)}

@@ -32,7 +32,7 @@ _PROBE = 4  # steps
 class Data:
     """Pixels in memory, and which rows of them are trained on; the others tell how well."""
 
-    store: np.ndarray  # uint8 (n, side, side, 3), somewhat larger than the network's input
+    store: np.ndarray  # uint8 (n, side, side, 3): of the network's input size, or larger for an augmenter to cut from
     codes: np.ndarray  # class indices (n,)
     trained: np.ndarray  # rows
     held_out: np.ndarray  # rows
@@ -117,7 +117,7 @@ def train(
     settings : Settings
     loss : Loss
     augmenter : Augmenter or None
-        None trains on the held-out manner of showing an image.
+        None trains on the images of the store as they are.
     checkpoint : (Path, str), optional
         A file written after every epoch, and the identity of the run: a file of the same identity is taken up.
     report : function, optional
@@ -338,9 +338,8 @@ class _Run:
         chunks = np.array_split(order, self._n_steps)  # of equal size but for one: no batch of a single case
 
         def pixels_of(rows: np.ndarray) -> np.ndarray:
-            if self._augmenter is None:
-                return _middle_of(self._data.store[rows], self._data.shown.shape[1:3])
-            return self._augmenter.batch(self._data.store, rows, number)
+            store = self._data.store
+            return store[rows] if self._augmenter is None else self._augmenter.batch(store, rows, number)
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(pixels_of, chunks[0])
@@ -377,12 +376,6 @@ def _rate(progress: float, settings: Settings) -> float:
     if progress < settings.warmup:
         return _START + (1 - _START) * progress / settings.warmup
     return (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup))) / 2
-
-
-def _middle_of(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of stored images, of the size that the network takes."""
-    top, left = ((have - want) // 2 for have, want in zip(images.shape[1:3], size, strict=True))
-    return np.ascontiguousarray(images[:, top : top + size[0], left : left + size[1]])
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
