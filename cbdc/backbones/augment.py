@@ -18,9 +18,9 @@ _SHIFT = 0.1  # of a side
 class Augmenter:
     """Images of a store, each in a version of its own in every epoch; the same again for the same seed.
 
-    One warp (any angle, mirrored or not, zoom, shift) of the middle of the stored image, 1 / `MARGIN` of a side, with one
-    interpolation, continued by its mirror image beyond the border; then each perturbation by name with probability 1/2
-    and a severity drawn from 1 to `max_severity`.
+    One warp (any angle, mirrored or not, zoom, shift) of the middle of the stored image, 1 / `MARGIN` of a side,
+    continued by its mirror image beyond the border; then each perturbation by name with probability 1/2 and a severity
+    drawn from 1 to `max_severity`.
 
     Parameters
     ----------

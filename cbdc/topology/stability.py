@@ -65,7 +65,8 @@ class StabilityReport:
         return (
             f"{self.n_images} images of {self.n_units} patients, at the highest severity; lengths in units of the "
             f"median distance of two images, {self.scale:.4g}\n\n{_text(table)}\n\n"
-            "H0 <= capped <= 2 x displacement: the certificates bound how far the persistence diagrams moved. They say "
+            "H0 <= capped <= twice_displacement (of the image that moved farthest; displacement is the median): bounds of how "
+            "far the persistence diagrams moved. They say "
             "that the shape is stable, not that it stays the same, and nothing about a single image."
         )
 
