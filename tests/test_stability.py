@@ -153,7 +153,11 @@ def test_certificate_covers_new_clouds(level):
         E = rng.normal(size=(20 * 6, 3))
         moved = E + rng.exponential(0.2, size=(len(E), 1)) * rng.normal(size=E.shape)
         diagnostic = fitted_on(E[: clouds * 6], moved[: clouds * 6], np.arange(clouds * 6))
-        bound = diagnostic.certify(level, units_per_cloud=6, scores=("displacement",)).bounds["displacement"].iloc[0]
+        bound = (
+            diagnostic.certify(level, units_per_cloud=6, scores=("twice_displacement",))
+            .bounds["twice_displacement"]
+            .iloc[0]
+        )
         last = slice(clouds * 6, None)
         score = 2 * np.linalg.norm(E[last] - moved[last], axis=1).max()
         covered += score <= bound * diagnostic.scale_
@@ -172,7 +176,7 @@ def fitted_on(E, moved, units):
 
 def test_certificate_of_few_clouds_is_infinite(diagnostic):
     certificate = diagnostic.certify(0.99, units_per_cloud=5)
-    assert np.isinf(certificate.bounds[["H0", "capped", "displacement"]].to_numpy()).all()
+    assert np.isinf(certificate.bounds[["H0", "capped", "twice_displacement"]].to_numpy()).all()
     finite = diagnostic.certify(0.5, units_per_cloud=5)
     assert np.isfinite(finite.bounds["H0"]).all()
     assert (finite.bounds["H0"] <= finite.bounds["capped"]).all()

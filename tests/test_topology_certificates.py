@@ -177,7 +177,7 @@ def made_clouds(rng, n_clouds, size=8, d=3):
     return E, E + 0.3 * spread * rng.standard_normal(E.shape), rows
 
 
-@pytest.mark.parametrize("score", ["H0", "capped", "displacement"])
+@pytest.mark.parametrize("score", ["H0", "capped", "twice_displacement"])
 def test_coverage_over_three_thousand_clouds_lies_in_its_exact_band(score):
     rng = np.random.default_rng(0)
     E, perturbed, clouds = made_clouds(rng, 3_199)
@@ -193,7 +193,7 @@ def test_coverage_over_three_thousand_clouds_lies_in_its_exact_band(score):
 def test_mean_coverage_over_many_calibrations():
     """150 calibrations of 39 clouds with 20 new ones each: every score is covered 90% of the time."""
     rng = np.random.default_rng(0)
-    names, covered = ("H0", "H1", "capped", "distortion", "displacement"), 0
+    names, covered = ("H0", "H1", "capped", "distortion", "twice_displacement"), 0
     for _ in range(150):
         E, perturbed, clouds = made_clouds(rng, 59, size=12)
         scores = t.cloud_scores(E, perturbed, clouds, names, engine="gudhi")
@@ -256,7 +256,7 @@ def test_scores_are_those_of_the_bounds():
     rng = np.random.default_rng(0)
     E, Y = rng.standard_normal((2, 30, 3))
     clouds = [np.arange(10), np.arange(10, 30)]
-    names = ("distortion", "H1", "displacement", "H0", "capped")
+    names = ("distortion", "H1", "twice_displacement", "H0", "capped")
     scores = t.cloud_scores(E, Y, clouds, names, engine="gudhi")
     for row, cloud_rows in zip(scores, clouds, strict=True):
         found = t.stability_bounds(E[cloud_rows], Y[cloud_rows], (0, 1), "gudhi")

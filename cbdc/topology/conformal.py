@@ -20,7 +20,7 @@ from .cloud import Cloud
 
 __all__ = ["ConformalStabilityBound", "batch_rank", "cloud_scores", "patient_clouds"]
 
-_SCORES = ("capped", "distortion", "displacement")
+_SCORES = ("capped", "distortion", "twice_displacement")
 
 
 class ConformalStabilityBound(BaseEstimator):
@@ -196,9 +196,8 @@ def cloud_scores(
         Embeddings of the images and of the perturbed images, row by row.
     clouds : sequence of array-like of int
         Rows of each cloud, as of `patient_clouds`.
-    scores : sequence of {"H0", "H1", ..., "capped", "distortion", "displacement"}, default=("distortion",)
-        Bottleneck distance of the diagrams of a dimension, one of the certificates of `stability_bounds`, or twice the
-        largest displacement.
+    scores : sequence of {"H0", "H1", ..., "capped", "distortion", "twice_displacement"}, default=("distortion",)
+        Bottleneck distance of the diagrams of a dimension, or one of the certificates of `stability_bounds`.
     engine : {"auto", "giotto", "gudhi"}, default="auto"
         Of "H1" and above.
     **options
@@ -211,7 +210,7 @@ def cloud_scores(
     Examples
     --------
     >>> E = np.array([[0.0], [1.0], [5.0], [6.0]])
-    >>> cloud_scores(E, E + [[0.0], [0.5], [0.0], [0.0]], [[0, 1], [2, 3]], ("H0", "displacement"))
+    >>> cloud_scores(E, E + [[0.0], [0.5], [0.0], [0.0]], [[0, 1], [2, 3]], ("H0", "twice_displacement"))
     array([[0.5, 1. ],
            [0. , 0. ]])
     """
@@ -235,8 +234,7 @@ def cloud_scores(
         found = stability_bounds(
             before.points[chosen], after.points[chosen], sorted(wanted.values()), engine, **options
         )
-        values = {"capped": found.capped, "distortion": found.distortion, "displacement": found.twice_displacement}
-        rows.append([found.bottleneck[wanted[name]] if name in wanted else values[name] for name in scores])
+        rows.append([found.bottleneck[wanted[name]] if name in wanted else getattr(found, name) for name in scores])
     return np.array(rows, dtype=np.float64).reshape(len(clouds), len(scores))
 
 

@@ -65,9 +65,9 @@ class StabilityReport:
         return (
             f"{self.n_images} images of {self.n_units} patients, at the highest severity; lengths in units of the "
             f"median distance of two images, {self.scale:.4g}\n\n{_text(table)}\n\n"
-            "H0 <= capped <= twice_displacement (of the image that moved farthest; displacement is the median): bounds of how "
-            "far the persistence diagrams moved. They say "
-            "that the shape is stable, not that it stays the same, and nothing about a single image."
+            "H0 <= capped <= twice_displacement bounds how far the persistence diagrams moved; displacement is that of "
+            "the median image, twice_displacement two times that of the farthest. They say that the shape is stable, "
+            "not that it stays the same, and nothing about a single image."
         )
 
 
@@ -302,7 +302,7 @@ class StabilityDiagnostic(BaseEstimator):
         confidence_level: float = 0.9,
         *,
         units_per_cloud: int = 10,
-        scores: Sequence[str] = ("H0", "capped", "displacement"),
+        scores: Sequence[str] = ("H0", "capped", "twice_displacement"),
     ) -> StabilityCertificate:
         """The conformal topological certificate: what a new cloud's instability stays below.
 
@@ -314,7 +314,7 @@ class StabilityDiagnostic(BaseEstimator):
             At 0.9, 0.95 and 0.99 it takes 9, 19 and 99 clouds for a finite bound.
         units_per_cloud : int, default=10
             Patients, or images where no units were given.
-        scores : sequence of str, default=("H0", "capped", "displacement")
+        scores : sequence of str, default=("H0", "capped", "twice_displacement")
             As in `cloud_scores`.
 
         Returns
