@@ -177,6 +177,7 @@ def fitted_on(E, moved, units):
 def test_certificate_of_few_clouds_is_infinite(diagnostic):
     certificate = diagnostic.certify(0.99, units_per_cloud=5)
     assert np.isinf(certificate.bounds[["H0", "capped", "twice_displacement"]].to_numpy()).all()
+    assert "takes 99 clouds: lower units_per_cloud" in str(certificate)
     finite = diagnostic.certify(0.5, units_per_cloud=5)
     assert np.isfinite(finite.bounds["H0"]).all()
     assert (finite.bounds["H0"] <= finite.bounds["capped"]).all()

@@ -1,6 +1,7 @@
 """`StabilityDiagnostic`: does an embedding, and what is decided on it, keep its shape when the photograph changes?"""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from ..errors import ImageError, ParameterError
 from ..images import LesionImage, image_name, read_images, resize
-from ..metrics import cluster_interval
+from ..metrics import cluster_interval, exact_level
 from ..perturb import SEVERITIES, list_perturbations, perturb
 from .certificates import displacement, stability_bounds
 from .cloud import Cloud
@@ -92,12 +93,15 @@ class StabilityCertificate:
     scale: float
 
     def __str__(self) -> str:
+        level = exact_level(self.confidence_level)
+        least = math.ceil(level / (1 - level))
+        advice = f" A finite bound takes {least} clouds: lower units_per_cloud, or the level."
         return (
             f"If the {self.n_clouds} clouds of {self.units_per_cloud} patients each and a new one are exchangeable, "
             "every score of the new one is at most its bound below, with probability at least "
             f"{self.confidence_level:g} for each perturbation and score by itself. It breaks with another camera, "
             "clinic or perturbation, and with patients under two names. Lengths are in units of the median distance "
-            f"of two images, {self.scale:.4g}.\n\n{_text(self.bounds)}"
+            f"of two images, {self.scale:.4g}.{advice if self.n_clouds < least else ''}\n\n{_text(self.bounds)}"
         )
 
 
