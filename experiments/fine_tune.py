@@ -34,6 +34,7 @@ from experiments.record import write_results
 LEVEL, RULE_OUT = 0.9, 0.95
 BACKBONE, SIZE, VIEWS = "efficientnet_lite2", 160, 8
 TUNING = {"epochs": 18, "learning_rate": 1.5e-3, "loss": "logit_adjusted", "mixup": 0.2, "validation_fraction": 0.15}
+RECIPE = {"backbone": BACKBONE, "image_size": SIZE, "n_views": VIEWS, **TUNING}
 RECALIBRATION = {"ph2": 40, "pad_ufes_20": 100}
 DRAWS = 50
 
@@ -56,12 +57,15 @@ def main() -> None:
         others = {name: load_dataset(name, arguments.root / name).relabel("ham10000") for name in RECALIBRATION}
     cells: dict[str, Any] = {}
     if arguments.out.exists() and not arguments.quick:
-        cells = json.loads(arguments.out.read_text(encoding="utf-8"))["cells"]
+        found = json.loads(arguments.out.read_text(encoding="utf-8"))
+        if found["recipe"] != RECIPE:
+            parser.error(f"{arguments.out}: of another recipe, {found['recipe']}; move it away, or give another --out")
+        cells = found["cells"]
     command = "python -m experiments.fine_tune" + (" --quick" if arguments.quick else " --root DATA")
     for seed in range(arguments.seeds):
         if str(seed) not in cells:
             cells[str(seed)] = cell(data, others, seed, arguments.cache, quick=arguments.quick)
-            results = {"cells": cells, "summary": summary(cells)}
+            results = {"recipe": RECIPE, "cells": cells, "summary": summary(cells)}
             write_results(arguments.out, results, command=command, data=[data, *others.values()])
             print(seed, json.dumps(cells[str(seed)]), flush=True)
     print("\n\n".join(tables({"cells": cells, "summary": summary(cells)}).values()))
