@@ -31,7 +31,8 @@ test: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n 2 -m "not slow" tests cbdc --doctest-modules
+	@# one thread each for the two processes: BLAS and torch would start as many as there are processors in both
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow" tests cbdc --doctest-modules
 
 test-all: $(STAMP)
 	$(PY) -m pytest -q tests cbdc --doctest-modules
