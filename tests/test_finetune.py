@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cbdc import CBDCClassifier, ImageEmbedder, LesionDataset, make_lesions
-from cbdc.backbones import FineTuner, create_backbone, finetune, training
+from cbdc.backbones import FineTuner, augment, create_backbone, finetune, training
 from cbdc.backbones.augment import Augmenter
 from cbdc.backbones.finetune import hold_out
 from cbdc.backbones.losses import LOSSES, Loss
@@ -169,17 +169,58 @@ def test_rates_fall_towards_the_image_and_vectors_do_not_decay():
 
 def test_what_an_image_becomes_depends_on_it_and_the_epoch_alone():
     store = np.random.default_rng(0).integers(0, 256, (5, 37, 37, 3), dtype=np.uint8)
-    augmenter = Augmenter((32, 32), finetune.LIGHT, 3, seed=1)
-    together = augmenter.batch(store, np.arange(5), 2)
-    alone = np.concatenate([augmenter.batch(store, np.array([i]), 2) for i in range(5)])
+    augmenter = Augmenter(finetune.LIGHT, 3, seed=1)
+    together = augmenter.batch(store, np.arange(5), 2, (32, 32))
+    alone = np.concatenate([augmenter.batch(store, np.array([i]), 2, (32, 32)) for i in range(5)])
     np.testing.assert_array_equal(together, alone)
     assert together.shape == (5, 32, 32, 3)
-    assert (together != augmenter.batch(store, np.arange(5), 3)).any(axis=(1, 2, 3)).all()
+    assert (together != augmenter.batch(store, np.arange(5), 3, (32, 32))).any(axis=(1, 2, 3)).all()
 
 
 def test_a_warp_shows_the_same_colours():
     store = np.full((3, 37, 37, 3), (200, 120, 90), dtype=np.uint8)
-    np.testing.assert_array_equal(Augmenter((32, 32), (), 1, 0).batch(store, np.arange(3), 0), store[:, :32, :32])
+    shown = Augmenter((), 1, 0).batch(store, np.arange(3), 0, (32, 32))
+    np.testing.assert_array_equal(shown, store[:, :32, :32])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 96)])
+def test_a_warp_keeps_shapes_and_shows_on_average_the_whole_image(size):
+    """Any turn keeps angles and lengths in pixels, and half of the images are farther than the image itself."""
+    draws = [turn_of(seed, size) for seed in range(400)]
+    zooms = [np.sqrt(abs(np.linalg.det(turn))) for turn in draws]
+    for turn, zoom in zip(draws, zooms, strict=True):
+        np.testing.assert_allclose(turn @ turn.T, zoom**2 * np.eye(2), atol=1e-5)
+    assert abs(np.mean(np.log(zooms))) < 4 * np.std(np.log(zooms)) / 20
+    assert min(zooms) < 0.85
+    assert max(zooms) > 1.18
+
+
+def turn_of(seed, size):
+    """The linear part of a warp, from pixels to pixels."""
+    height, width = size
+    theta = augment._affine(np.random.default_rng(seed), size)[:, :2]
+    return theta * np.array([[width], [height]]) / np.array([width, height])
+
+
+def test_the_images_of_an_epoch_grow_to_the_size_of_the_input():
+    settings = settings_of(first_size=128, epochs=5)
+    sizes = [training.size_of_epoch(number, settings, (224, 224))[0] for number in range(5)]
+    assert sizes == [128, 160, 192, 192, 224]
+    assert training.size_of_epoch(0, settings_of(), (100, 140)) == (100, 140)
+
+
+def test_growing_images_are_trained_on(monkeypatch):
+    seen = []
+    step = training._Run.step
+    monkeypatch.setattr(training._Run, "step", lambda run, x, *rest: (seen.append(x.shape), step(run, x, *rest))[1])
+    X, y = plain_images(12)
+    for options in ({}, {"augment": finetune.LIGHT}):
+        tuner = quick(epochs=2, first_size=32, **options).set_params(embedder__image_size=64).fit(X, y)
+        assert {shape[1:] for shape in seen} == {(32, 32, 3), (64, 64, 3)}
+        assert tuner.embedder_.backbone_.input_size == (64, 64)
+        seen.clear()
+    with pytest.raises(ParameterError, match="first_size: got 64 for an input of 32"):
+        quick(first_size=64).fit(X, y)
 
 
 def test_without_augmentation_the_whole_image_is_trained_on(monkeypatch):

@@ -26,7 +26,7 @@ from .augment import MARGIN, Augmenter
 from .embedder import ImageEmbedder, as_sources, listed
 from .losses import LOSSES, Loss
 from .networks import create_backbone, finished_backbone
-from .training import Data, Settings, seconds_per_image, train
+from .training import Data, Settings, seconds_per_image, size_of_epoch, train
 
 __all__ = ["LIGHT", "FineTuner"]
 
@@ -49,6 +49,10 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     minutes : float or None, default=None
         Budget of time: `epochs` is lowered to what a few measured steps say will fit, see `n_epochs_`. The same number
         of epochs asked for gives the same network; the same number of minutes may not.
+    first_size : int or None, default=None
+        Side of the images of the first epoch, in pixels; it grows evenly, in steps of 32, to the embedder's. Small
+        images are quick, and train well what large ones then refine (progressive learning: Tan and Le,
+        arXiv:2104.00298). None trains at the embedder's size throughout.
     blocks : int or None, default=None
         Trains the last so many stages of the network only, see `stages_of`; None trains all.
     learning_rate : float, default=2e-3
@@ -139,6 +143,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         "embedder": [ImageEmbedder, None],
         "epochs": [Interval(Integral, 1, None, closed="left")],
         "minutes": [Interval(Real, 0, None, closed="neither"), None],
+        "first_size": [Interval(Integral, 32, None, closed="left"), None],
         "blocks": [Interval(Integral, 0, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "layer_decay": [Interval(Real, 0, 1, closed="right")],
@@ -167,6 +172,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         *,
         epochs: int = 20,
         minutes: float | None = None,
+        first_size: int | None = None,
         blocks: int | None = None,
         learning_rate: float = 2e-3,
         layer_decay: float = 0.9,
@@ -191,6 +197,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.embedder = embedder
         self.epochs = epochs
         self.minutes = minutes
+        self.first_size = first_size
         self.blocks = blocks
         self.learning_rate = learning_rate
         self.layer_decay = layer_decay
@@ -262,6 +269,11 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         embedder = ImageEmbedder() if self.embedder is None else clone(self.embedder)
         embedder._validate_params()
         backbone = create_backbone(embedder.backbone, embedder.weights, image_size=embedder.image_size)
+        if self.first_size is not None and self.first_size > min(backbone.input_size):
+            raise ParameterError(
+                f"first_size: got {self.first_size} for an input of {min(backbone.input_size)} pixels; images may grow "
+                "only. Fix: lower first_size, or raise the embedder's image_size."
+            )
         margin = 1.0 if self.augment is None else MARGIN
         store, shown, digest = _pixels(embedder, sources, backbone.input_size, margin, self.held_out_)
         trained = np.setdiff1d(np.arange(len(codes)), self.held_out_)
@@ -272,11 +284,15 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             planned = read_modelfile(self.checkpoint)[1].get("n_epochs", self.epochs)
             settings = dataclasses.replace(settings, n_epochs=planned)  # the speed may be another one now
         elif self.minutes is not None:
-            epoch = seconds_per_image(backbone, data, settings, loss) * (len(trained) + 0.3 * len(self.held_out_))
+            size = backbone.input_size
+            sizes = np.array([size_of_epoch(number, settings, size) for number in range(settings.n_epochs)])
+            share = np.mean(sizes.prod(axis=1) / np.prod(size))  # of the pixels that are looked at, being small
+            n_images = share * len(trained) + 0.3 * len(self.held_out_)
+            epoch = seconds_per_image(backbone, data, settings, loss) * n_images
             settings = dataclasses.replace(settings, n_epochs=int(np.clip(60 * self.minutes / epoch, 1, self.epochs)))
         augmenter = None
         if self.augment is not None:
-            augmenter = Augmenter(backbone.input_size, self.augment, self.max_severity, seed)
+            augmenter = Augmenter(self.augment, self.max_severity, seed)
         checkpoint = None
         if self.checkpoint is not None:
             shown_as = "-".join(filter(None, [embedder.resize, embedder.color_constancy]))
@@ -328,6 +344,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             )
         return Settings(
             n_epochs=int(self.epochs),
+            first_size=None if self.first_size is None else int(self.first_size),
             n_trained_stages=None if self.blocks is None else int(self.blocks),
             learning_rate=self.learning_rate,
             layer_decay=self.layer_decay,

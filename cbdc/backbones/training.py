@@ -15,17 +15,19 @@ from torch import Tensor, nn
 
 from ..errors import ConvergenceError, ModelFileError
 from ..modelfile import read_modelfile, write_modelfile
-from .augment import Augmenter
+from .augment import Augmenter, resized
+from .depthwise import QuickDepthwise
 from .losses import Loss
 from .networks import Backbone
 
-__all__ = ["Data", "Settings", "TrainedState", "seconds_per_image", "stages_of", "train"]
+__all__ = ["Data", "Settings", "TrainedState", "seconds_per_image", "size_of_epoch", "stages_of", "train"]
 
 _ONE_CYCLE_RISE = 0.3  # of the training
 _START = 0.04  # of the peak: the rate at the first step
 _MOMENTUM = 0.1  # least, of batch norms' statistics; EfficientNet-Lite's 0.01 was for a million images an epoch
 _CLIP = 5.0  # norm of a gradient above which it is scaled down
 _PROBE = 4  # steps
+_STRIDE = 32  # pixels of the image for one of a convolutional network's last layer
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Settings:
     """What decides the result, beside the data."""
 
     n_epochs: int
+    first_size: int | None
     n_trained_stages: int | None
     learning_rate: float
     layer_decay: float
@@ -93,7 +96,7 @@ class _Network(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._in_bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._in_bfloat16), QuickDepthwise():
             features = self.backbone(x)
         return self.classifier(self.dropout(features.float()))  # three digits would be too few for a likelihood
 
@@ -162,6 +165,15 @@ def seconds_per_image(backbone: Backbone, data: Data, settings: Settings, loss: 
             run.step(pixels, y, np.random.default_rng(0))
             seconds.append(time.perf_counter() - start)
     return min(seconds[1:]) / settings.batch_size
+
+
+def size_of_epoch(number: int, settings: Settings, input_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the images of an epoch, from 0: the side grows evenly, in steps of 32 pixels."""
+    first, n = settings.first_size, settings.n_epochs
+    if first is None or number >= n - 1:
+        return input_size
+    height, width = (round((first + (side - first) * number / (n - 1)) / _STRIDE) * _STRIDE for side in input_size)
+    return height, width
 
 
 def stages_of(network: nn.Module) -> list[nn.Module]:
@@ -337,9 +349,13 @@ class _Run:
         order = rng.permutation(self._data.trained)
         chunks = np.array_split(order, self._n_steps)  # of equal size but for one: no batch of a single case
 
+        size = size_of_epoch(number, self._settings, self._data.shown.shape[1:3])
+
         def pixels_of(rows: np.ndarray) -> np.ndarray:
             store = self._data.store
-            return store[rows] if self._augmenter is None else self._augmenter.batch(store, rows, number)
+            if self._augmenter is None:
+                return resized(store[rows], size)
+            return self._augmenter.batch(store, rows, number, size)
 
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(pixels_of, chunks[0])
