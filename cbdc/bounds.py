@@ -466,7 +466,10 @@ class GaussianGibbsClassifier:
         if X.ndim != 2 or X.shape[1] != len(self.weights):
             raise ParameterError(f"X: got shape {X.shape}; expected (n, {len(self.weights)}).")
         if y.shape != (len(X),) or y.dtype.kind not in "iu" or not np.all((y >= 0) & (y < n_classes)):
-            raise ParameterError(f"y: expected {len(X)} column numbers from 0 to {n_classes - 1}.")
+            raise ParameterError(
+                f"y: got shape {y.shape} of {y.dtype}; expected {len(X)} column numbers from 0 to {n_classes - 1}. "
+                "Fix: for labels, np.searchsorted(classes, y) with the classes in the order of the columns."
+            )
         spread = self.scale * np.linalg.norm(X, axis=1)
         if not (np.isfinite(spread).all() and np.all(spread > 0)):
             raise ParameterError("X: a row is 0, NaN or infinite. Fix: append a feature that is 1.")

@@ -35,10 +35,9 @@ from experiments.record import write_results
 LEVEL, RULE_OUT = 0.9, 0.95
 BACKBONE, SIZE, VIEWS = "efficientnet_lite2", 192, 8
 TUNING = {
-    "epochs": 22,
+    "epochs": 16,
     "first_size": 128,
     "learning_rate": 1.5e-3,
-    "layer_decay": 0.95,
     "loss": "logit_adjusted",
     "mixup": 0.2,
     "validation_fraction": 0.15,

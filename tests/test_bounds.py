@@ -289,6 +289,7 @@ def test_what_all_classes_share_costs_nothing():
         (np.zeros((20, 2)), np.zeros(20, int), "append a feature that is 1"),
         (np.ones((20, 3)), np.zeros(20, int), r"got shape \(20, 3\); expected \(n, 2\)"),
         (np.ones((20, 2)), np.full(20, 5), "column numbers from 0 to 2"),
+        (np.ones((20, 2)), np.full(20, "nv"), r"got shape \(20,\) of <U2; .* np.searchsorted\(classes, y\)"),
         (np.full((20, 2), np.nan), np.zeros(20, int), "NaN"),
     ],
 )

@@ -1,8 +1,10 @@
 """The stability diagnostic: its figures against brute force, its guarantees over draws, its refusals."""
 
+import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from scipy.spatial.distance import cdist
@@ -10,7 +12,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 
 from cbdc import CBDCClassifier, ConformalClassifier, make_lesions
-from cbdc.errors import ImageError
+from cbdc.errors import ImageError, LeakageWarning
 from cbdc.perturb import list_perturbations, perturb
 from cbdc.plots import PersistenceDiagramDisplay, StabilityMapDisplay, StabilityProfileDisplay
 from cbdc.topology import StabilityDiagnostic, bottleneck_distance, persistence_diagrams
@@ -94,6 +96,16 @@ def test_figures_are_those_of_brute_force(lesions, diagnostic, classifier, repor
         near, near_after = (set(np.argsort(np.where(np.arange(len(D)) == i, np.inf, d[i]))[:10]) for d in (D, D_after))
         kept.append(len(near & near_after) / 10)
     assert found["neighbours_kept"] == pytest.approx(np.mean(kept), abs=0.01)  # distances may tie
+
+
+def test_neighbours_are_not_counted_in_a_small_cloud(lesions):
+    """Of 20 images ten neighbours are half of the others: chance alone keeps half of them."""
+    few, enough = (
+        StabilityDiagnostic(Colours(), ["blur"], severities=[5], n_neighbors=k).fit(lesions.images[:20])
+        for k in (10, 4)
+    )
+    assert np.isnan(few.report().overall["neighbours_kept"]).all()
+    assert enough.report().overall["neighbours_kept"].between(0, 1).all()
 
 
 def test_the_chain_holds_in_every_row(report):
@@ -202,7 +214,8 @@ def test_p_value_goes_into_the_diagnosis():
     lesions = make_lesions(200, image_size=64, random_state=0)
     train, calibration, test = lesions.split(random_state=0)
     clf = CBDCClassifier(condition_on=None, confidence_level=0.8, random_state=0).fit(train).conformalize(calibration)
-    diagnostic = StabilityDiagnostic(clf, ["brightness"], severities=[3]).fit(calibration)
+    with pytest.warns(LeakageWarning, match=r"this is the calibration data of the model.*moves less than new"):
+        diagnostic = StabilityDiagnostic(clf, ["brightness"], severities=[3]).fit(calibration)
     assert {"flips", "sets_changed", "coverage"} <= set(diagnostic.report().overall)
     image = test.images[0]
     told = clf.diagnose(image, stability=diagnostic)
@@ -274,6 +287,16 @@ def test_map_draws_the_report(report, by):
     told = sorted(f"{value:.2f}".removeprefix("0") for value in last["flips"].dropna())
     assert sorted(t.get_text() for t in display.ax_.texts if t.get_text() != "few") == told
     assert sum(t.get_text() == "few" for t in display.ax_.texts) == last["flips"].isna().sum()
+
+
+def test_long_names_are_broken_and_have_room():
+    rows = [("blur", 5, name, 40, 31, 0.2) for name in ("atypical_nevus", "common_nevus", "melanoma")]
+    table = pd.DataFrame(rows, columns=["perturbation", "severity", "class", "n", "units", "flips"])
+    display = StabilityMapDisplay(table).plot()
+    assert display.ax_.get_xticklabels()[0].get_text() == "atypical\nnevus\n31"
+    display.figure_.draw_without_rendering()
+    boxes = [t.get_window_extent() for t in display.ax_.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_map_without_groups_is_refused(lesions):

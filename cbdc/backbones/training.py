@@ -345,7 +345,7 @@ class _Run:
                     old.copy_(new[key])
 
     def _batches(self, number: int, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows in a new order, and their pixels, made while the batch before is trained on."""
+        """Rows in a new order, and their pixels; for a GPU made while the batch before is trained on."""
         order = rng.permutation(self._data.trained)
         chunks = np.array_split(order, self._n_steps)  # of equal size but for one: no batch of a single case
 
@@ -357,6 +357,9 @@ class _Run:
                 return resized(store[rows], size)
             return self._augmenter.batch(store, rows, number, size)
 
+        if self._device == "cpu":  # a second thread would take the cores from the first, which halves the speed
+            yield from ((rows, pixels_of(rows)) for rows in chunks)
+            return
         with ThreadPoolExecutor(1) as pool:
             coming = pool.submit(pixels_of, chunks[0])
             for here, after in zip(chunks, [*chunks[1:], None], strict=True):

@@ -250,7 +250,9 @@ class StabilityMapDisplay(Display):
         order = values.mean(axis=1).sort_values(ascending=False).index
         values = values.loc[order]
         counts = rows.groupby(by)["units"].first()
-        ax = self._start(ax, (1.5 + 0.62 * values.shape[1], 1.2 + 0.3 * values.shape[0]))
+        labels = [str(name).replace("_", "\n") for name in values.columns]
+        longest = max(len(line) for label in labels for line in label.split("\n"))
+        ax = self._start(ax, (1.5 + max(0.62, 0.11 * longest) * len(labels), 1.2 + 0.3 * values.shape[0]))
         ax.spines[["left", "bottom"]].set_visible(False)
         top = float(np.nanmax(values.to_numpy(dtype=float), initial=1e-12))
         ax.imshow(values.to_numpy(dtype=float), cmap="Blues", vmin=0, vmax=top, aspect="auto")
@@ -259,7 +261,9 @@ class StabilityMapDisplay(Display):
             text = f"{value:.2f}".removeprefix("0") if told else "few"
             color = "white" if told and value > 0.6 * top else COLORS["reference"] if not told else "black"
             ax.text(j, i, text, ha="center", va="center", fontsize="small", color=color)
-        ax.set_xticks(range(values.shape[1]), [f"{name}\n{counts[name]}" for name in values.columns])
+        ax.set_xticks(
+            range(values.shape[1]), [f"{label}\n{counts[name]}" for label, name in zip(labels, values.columns)]
+        )
         ax.set_yticks(range(values.shape[0]), [str(name).replace("_", " ") for name in values.index])
         ax.tick_params(length=0)
         ax.set_xlabel(f"{by}, and its number of patients")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
-from ..errors import ImageError, ParameterError
+from ..errors import ImageError, LeakageError, LeakageWarning, ParameterError
 from ..images import LesionImage, image_name, read_images, resize
 from ..metrics import cluster_interval, exact_level
 from ..perturb import SEVERITIES, list_perturbations, perturb
@@ -27,6 +28,7 @@ __all__ = ["StabilityCertificate", "StabilityDiagnostic", "StabilityReport"]
 
 _BATCH = 32  # images decoded at once; of each batch every perturbation is embedded before the next is read
 _LEAST = 10  # patients below which the rate of a class or group is not told
+_CLOUD_TO_NEIGHBOURS = 5  # images for each neighbour, below which neighbours are kept by chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class StabilityReport:
         A row for each perturbation and severity. ``displacement``: median length by which an embedding moved;
         ``displacement_90``: 90% quantile; ``H0``, ``H1``: bottleneck distances of the persistence diagrams (NaN where
         the certificate made them unnecessary); ``capped``, ``distortion``, ``twice_displacement``: certificates of
-        these. All of them in units of `scale`. ``neighbours_kept``: share of the nearest neighbours that still are.
+        these. All of them in units of `scale`. ``neighbours_kept``: share of the nearest neighbours that still are,
+        NaN with fewer than five images for each neighbour, among which many would be kept by chance.
         With a classifier: ``flips`` (predicted labels that changed) with a 95% interval that counts patients,
         ``sets_changed``, ``set_overlap`` (mean Jaccard index of the prediction sets), ``set_size``, and, where labels
         are known, ``coverage`` of the sets, which on perturbed images nothing guarantees.
@@ -241,10 +244,24 @@ class StabilityDiagnostic(BaseEstimator):
         ------
         ImageError
             If an image cannot be used; the message names it.
+
+        Warns
+        -----
+        LeakageWarning
+            If a CBDCClassifier was trained or calibrated on some of them.
         """
         self._validate_params()
         self._settings = self._check_settings()
         embedder, self._classifier = self._parts()
+        if hasattr(self.embedder, "check_unseen") and hasattr(X, "fingerprint"):
+            try:
+                self.embedder.check_unseen(X)
+            except LeakageError as error:
+                warnings.warn(
+                    f"{error} What was trained on moves less than new images do, and flips less often.",
+                    LeakageWarning,
+                    stacklevel=2,
+                )
         images = list(getattr(X, "images", X))
         if len(images) < 3:
             raise ParameterError(f"X: got {len(images)} images; the shape of a cloud takes three at least.")
@@ -496,7 +513,9 @@ def _column(values: ArrayLike, name: str, n: int) -> np.ndarray:
 
 def _shared_neighbours(before: Cloud, after: Cloud, n_neighbors: int) -> np.ndarray:
     """Share of each point's nearest neighbours that are among its nearest in the other cloud too, (n,)."""
-    k = min(n_neighbors, len(before) - 1)
+    k = n_neighbors
+    if len(before) < _CLOUD_TO_NEIGHBOURS * k:
+        return np.full(len(before), np.nan)
     nearest = []
     for cloud in (before, after):
         distances = cloud.distances.copy()
