@@ -25,6 +25,16 @@ __all__ = ["main"]
 _SOME_REFUSED = 3  # exit code
 _GROUPWISE = ("group", "class_and_group")
 _LOSSES = ("cross_entropy", "class_balanced", "focal", "logit_adjusted")
+_OF_FINE_TUNE = (
+    "epochs",
+    "minutes",
+    "loss",
+    "learning_rate",
+    "mixup",
+    "first_size",
+    "validation_fraction",
+    "checkpoint",
+)
 _EPILOG = """\
 exit codes: 0 done, 1 something in your data or arguments to mend (said in one sentence), 2 wrong usage,
 3 done, but some images were refused (each has its row and reason)
@@ -142,6 +152,10 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--epochs", type=int, help="of --fine-tune (default: 20)")
     fit.add_argument("--minutes", type=float, help="budget of --fine-tune; lowers the epochs to what will fit")
     fit.add_argument("--loss", choices=_LOSSES, help="of --fine-tune (default: cross_entropy)")
+    fit.add_argument("--learning-rate", type=float, help="peak of --fine-tune (default: 0.002)")
+    fit.add_argument("--mixup", type=float, help="of --fine-tune: how much images are blended (default: 0)")
+    fit.add_argument("--first-size", type=int, help="side of the images of --fine-tune's first epoch (default: all)")
+    fit.add_argument("--validation-fraction", type=float, help="held out by --fine-tune, for the head (default: 0.2)")
     fit.add_argument("--checkpoint", type=_out_file(), help="file from which --fine-tune resumes if it was killed")
     fit.add_argument("--head", default="laplace", help="Bayesian head: a name in cbdc.heads.HEADS")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
@@ -322,11 +336,13 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 
 def _fine_tuner(arguments: argparse.Namespace) -> "FineTuner | None":
-    given = {name: getattr(arguments, name) for name in ("epochs", "minutes", "loss", "checkpoint")}
+    given = {name: getattr(arguments, name) for name in _OF_FINE_TUNE}
     given = {name: value for name, value in given.items() if value is not None}
     if not arguments.fine_tune:
         if given:
-            raise ParameterError(f"--{next(iter(given))}: it goes with --fine-tune; give both, or leave it out.")
+            raise ParameterError(
+                f"--{next(iter(given)).replace('_', '-')}: it goes with --fine-tune; give both, or leave it out."
+            )
         return None
     from .backbones import FineTuner
 

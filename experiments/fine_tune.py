@@ -193,6 +193,7 @@ def rule_out(
     clf = calibrated(model, how, parts[1], parts[0].classes, seed, condition_on="class", confidence_level=RULE_OUT)
     kept = clf.predict_set(proba)[:, mel]
     sick = y == mel
+    assert sick.any(), "the test part has no melanoma"
     band = m.coverage_band(int(clf.n_calibration_[mel]), int(sick.sum()), RULE_OUT, probability=0.95)
     specificity = float((~kept[~sick]).mean())
     return {"n": int(sick.sum()), "sensitivity": float(kept[sick].mean()), "band": band, "specificity": specificity}

@@ -1,6 +1,7 @@
 """Fine-tuning: what is held out, losses, rates, freezing, resuming, and the way through `CBDCClassifier`."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from cbdc.backbones.finetune import hold_out
 from cbdc.backbones.losses import LOSSES, Loss
 from cbdc.backbones.weights import state_sha256
 from cbdc.cli import main
-from cbdc.errors import ConvergenceError, DatasetError, ImageError, ModelFileError, ParameterError
+from cbdc.errors import ConvergenceError, DatasetError, ImageError, LeakageWarning, ModelFileError, ParameterError
 from cbdc.images import write_image
 
 SIZE = 32
@@ -457,6 +458,16 @@ def test_two_images_of_one_photograph_are_taught_together_or_not_at_all():
     held_out = set(first.frame["image"].iloc[quick().fit(first).held_out_])
     assert held_out
     assert all((a in held_out) == (b in held_out) for a, b in pairs if {a, b} <= set(first.frame["image"]))
+
+
+def test_copies_under_other_names_are_told():
+    X, y = plain_images(24)
+    X[12:], y[12:] = X[:12], y[:12]
+    with pytest.warns(LeakageWarning, match=r"of \d+ held-out images are trained on too"):
+        quick().fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LeakageWarning)
+        quick().fit(X, y, groups=np.arange(24) % 12)
 
 
 def test_the_embedder_of_the_tuner_is_that_of_the_classifier(lesions):

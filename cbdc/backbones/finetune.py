@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral, Real
@@ -18,7 +19,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ..errors import DatasetError, ImageError, ParameterError
+from ..errors import DatasetError, ImageError, LeakageWarning, ParameterError
 from ..images import LesionImage, refusal_message
 from ..modelfile import read_modelfile
 from ..perturb import PERTURBATIONS
@@ -253,6 +254,11 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             For a parameter, or a checkpoint of another run.
         ConvergenceError
             If the loss becomes infinite.
+
+        Warns
+        -----
+        LeakageWarning
+            If images that are held out are, byte for byte, trained on under another group.
         """
         self._validate_params()
         if self.checkpoint is not None and self.random_state is None:
@@ -275,8 +281,15 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 "only. Fix: lower first_size, or raise the embedder's image_size."
             )
         margin = 1.0 if self.augment is None else MARGIN
-        store, shown, digest = _pixels(embedder, sources, backbone.input_size, margin, self.held_out_)
+        store, shown, hashes = _pixels(embedder, sources, backbone.input_size, margin, self.held_out_)
         trained = np.setdiff1d(np.arange(len(codes)), self.held_out_)
+        if n_twins := int(np.isin(hashes[self.held_out_], hashes[trained]).sum()):
+            warnings.warn(
+                f"{n_twins} of {len(self.held_out_)} held-out images are trained on too, as copies of other names: the "
+                "head will be too sure. Fix: give copies one group (groups=, or duplicates= of a LesionDataset).",
+                LeakageWarning,
+                stacklevel=2,
+            )
         data = Data(store, codes, trained, self.held_out_, shown)
         settings = self._settings(seed)
         loss = Loss(self.loss, np.bincount(codes[trained]), self.label_smoothing)
@@ -296,6 +309,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         checkpoint = None
         if self.checkpoint is not None:
             shown_as = "-".join(filter(None, [embedder.resize, embedder.color_constancy]))
+            digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
             known = [backbone.fingerprint, shown_as, digest, codes.tolist(), self.held_out_.tolist()]
             asked = [
                 dataclasses.asdict(settings),
@@ -425,8 +439,8 @@ def _labelled(X: Any, y: Any, groups: Any) -> tuple[list[Any], np.ndarray, np.nd
 
 def _pixels(
     embedder: ImageEmbedder, sources: list[Any], size: tuple[int, int], margin: float, held_out: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """All images, `margin` times the input's size, the held-out ones as they are shown, and a digest of all.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All images, `margin` times the input's size, the held-out ones as they are shown, and the sha256 of each.
 
     Decoded and resized once, before the first epoch.
     """
@@ -450,7 +464,7 @@ def _pixels(
     refused = {i: item for i, item in enumerate(found) if isinstance(item, ImageError)}
     if refused:
         raise ImageError(listed({i: refusal_message(sources[i], i, item) for i, item in refused.items()}, len(sources)))
-    return store, shown, hashlib.sha256("".join(map(str, found)).encode()).hexdigest()
+    return store, shown, np.array(found)
 
 
 def _computes_bfloat16() -> bool:
