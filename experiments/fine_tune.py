@@ -2,7 +2,7 @@
 other hospitals, and gives smaller sets with the same guarantee; and its head has to be fitted on lesions that the
 network was not taught.
 
-HAM10000 is split 60/20/20 by lesion, `--seeds` times. EfficientNet-Lite2 is trained at 128 to 192 pixels on 85% of the
+HAM10000 is split 60/20/20 by lesion, `--seeds` times. EfficientNet-Lite2 at 192 pixels is trained on 85% of the
 training lesions; the rest choose the epoch and fit the Laplace head. Sets at confidence level 0.9 are calibrated on one
 image of each lesion of the second part and counted on one image of each lesion of the third, for which the exact bands
 hold; accuracy and the like are those of all images of the third. PH2 and PAD-UFES-20, labels mapped, are the other
@@ -35,8 +35,7 @@ from experiments.record import write_results
 LEVEL, RULE_OUT = 0.9, 0.95
 BACKBONE, SIZE, VIEWS = "efficientnet_lite2", 192, 8
 TUNING = {
-    "epochs": 16,
-    "first_size": 128,
+    "epochs": 24,
     "learning_rate": 1.5e-3,
     "loss": "logit_adjusted",
     "mixup": 0.2,
@@ -87,7 +86,7 @@ def cell(
     options = {**TUNING, "random_state": seed, "verbose": True}
     embedder = ImageEmbedder(BACKBONE, image_size=SIZE, cache_dir=cache)
     if quick:
-        options |= {"epochs": 1, "first_size": None}
+        options |= {"epochs": 1}
         embedder.set_params(backbone="efficientnet_lite0", image_size=32)
     if cache is not None:
         options["checkpoint"] = cache / f"fine_tune-{data.name}-{seed}.checkpoint"

@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         data = make_lesions(400, image_size=64, random_state=0)
-        recipe = RECIPE | {"backbone": "efficientnet_lite0", "image_size": 32, "epochs": 1, "first_size": None}
+        recipe = RECIPE | {"backbone": "efficientnet_lite0", "image_size": 32, "epochs": 1}
         arguments.model = arguments.out.parent / "release.cbdc"
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
