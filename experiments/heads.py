@@ -5,7 +5,7 @@ HAM10000, PH2 and PAD-UFES-20 on frozen EfficientNet-Lite0 embeddings, each spli
 `--splits` times. Every model is fitted on the first part with its defaults; sets are class-conditional at 0.9,
 calibrated on one image of each unit of the second; the figures are those of the third. Out of distribution: photographs
 of PAD-UFES-20 against the test images of HAM10000, told apart by the entropy of the prediction and, where there is a
-posterior, by the mutual information. "By unit": the images of a lesion or patient share the weight of one. Cells that
+posterior, by the mutual information. "Hellinger": with that map of the features. "By unit": the images of a lesion or patient share the weight of one. Cells that
 the results file holds already are not computed again.
 
     python -m experiments.heads --root DATA --cache .cache
@@ -130,8 +130,8 @@ def ood(model: Any, inside: np.ndarray, outside: np.ndarray) -> dict[str, float]
 # --- the models: functions of embeddings, labels, groups and seed
 
 
-def head(kind: str) -> Callable[..., Any]:
-    return lambda E, y, groups, seed: make_head(kind, random_state=seed).fit(E, y)
+def head(kind: str, **parameters: Any) -> Callable[..., Any]:
+    return lambda E, y, groups, seed: make_head(kind, random_state=seed, **parameters).fit(E, y)
 
 
 def logistic(E: np.ndarray, y: np.ndarray, groups: np.ndarray, seed: int) -> Any:
@@ -192,6 +192,7 @@ class LaplaceTorch(ClassifierMixin, BaseEstimator):
 
 MODELS: dict[str, Callable[..., Any]] = {
     **{kind: head(kind) for kind in HEADS},
+    **{f"{kind} hellinger": head(kind, feature_map="hellinger") for kind in ("laplace", "swag", "dropout", "gp")},
     "laplace by unit": lambda E, y, groups, seed: make_head("laplace", random_state=seed).fit(E, y, groups=groups),
     "logistic": logistic,
     "temperature": temperature,

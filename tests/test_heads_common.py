@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from cbdc.heads import HEADS, make_head
+from cbdc.heads import HEADS, hellinger, make_head
 from cbdc.modelfile import read_modelfile, write_modelfile
 
 # settings that keep a head quick; one that is missing here runs with its defaults
@@ -457,3 +458,62 @@ def test_every_parameter_is_constrained_and_documented(name):
     assert set(kind._parameter_constraints) == set(kind().get_params())
     for parameter in kind().get_params():
         assert f"    {parameter} : " in kind.__doc__
+
+
+# --- the map of the features
+
+
+@given(
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.sampled_from([np.float32, np.float64]),
+    st.floats(1e-12, 1e12),
+    st.integers(0, 2**20),
+)
+def test_hellinger_keeps_signs_and_order_and_forgets_the_size_of_a_row(n, d, dtype, scale, seed):
+    rng = np.random.default_rng(seed)
+    E = (rng.normal(size=(n, d)) * rng.integers(0, 2, size=(n, d))).astype(dtype)
+    H = hellinger(E)
+    assert H.dtype == dtype
+    np.testing.assert_array_equal(np.sign(H), np.sign(E))
+    np.testing.assert_allclose(np.linalg.norm(H, axis=1), (E != 0).any(axis=1), rtol=1e-5)
+    total = np.abs(E).sum(axis=1, keepdims=True, dtype=float)
+    np.testing.assert_allclose(H * np.abs(H) * total, E, rtol=1e-5)
+    np.testing.assert_allclose(hellinger((E * scale).astype(dtype)), H, rtol=1e-5)
+    for row, image in zip(E, H, strict=True):
+        np.testing.assert_array_equal(hellinger(row[None])[0], image)
+
+
+def test_hellinger_distance_is_that_of_the_distributions():
+    p, q = np.random.default_rng(0).dirichlet(np.ones(6), size=2)
+    expected = np.sqrt(2 - 2 * np.sum(np.sqrt(p * q)))
+    assert np.linalg.norm(np.subtract(*hellinger([7 * p, 3 * q]))) == pytest.approx(expected)
+
+
+def test_hellinger_of_extreme_rows_is_finite():
+    largest, least = np.finfo(np.float32).max, np.finfo(np.float32).tiny
+    E = np.array([[largest, largest], [least, 0], [0, 0], [-largest, least]], dtype=np.float32)
+    np.testing.assert_allclose(hellinger(E)[:3], [[0.5**0.5] * 2, [1, 0], [0, 0]], rtol=1e-6)
+    assert np.isfinite(hellinger(E)).all()
+
+
+@every_head
+def test_a_head_with_the_map_is_the_head_on_mapped_rows(name, tmp_path):
+    X, y = make_data(n=60, d=8)
+    head = quick(name, feature_map="hellinger").fit(X, y)
+    plain = quick(name).fit(hellinger(X), y)
+    np.testing.assert_array_equal(head.predict_proba(X), plain.predict_proba(hellinger(X)))
+    np.testing.assert_array_equal(head.predict_proba(X[7:8])[0], head.predict_proba(X)[7])
+    loaded = type(head).from_state(*head.get_state())
+    np.testing.assert_array_equal(loaded.predict_proba(X), head.predict_proba(X))
+
+
+def test_sampled_heads_start_on_mapped_rows():
+    X, y = make_data(n=40, d=3, n_classes=2)
+    for name, options in {"nuts": {"n_chains": 2, "n_warmup": 50, "n_draws": 20}, "variational": {}}.items():
+        head = make_head(name, feature_map="hellinger", random_state=0, **options)
+        plain = make_head(name, random_state=0, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # so few draws are no sample
+            found, expected = head.fit(X, y), plain.fit(hellinger(X), y)
+        np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(hellinger(X)))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..errors import ParameterError
-from ._base import BayesianHead
+from ._base import BayesianHead, hellinger
 from .dirichlet import DirichletHead
 from .dropout import DropoutHead
 from .ensemble import EnsembleHead
@@ -31,6 +31,7 @@ __all__ = [
     "VariationalHead",
     "VectorScaling",
     "VennAbersCalibrator",
+    "hellinger",
     "make_head",
 ]
 

@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from ..errors import ParameterError
 from ._softmax import row_chunks
 
-__all__ = ["BayesianHead", "Training", "padded_blocks"]
+__all__ = ["BayesianHead", "Training", "hellinger", "padded_blocks"]
 
 _BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
 _FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
@@ -57,11 +57,14 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         probabilities towards rare classes: they then are those of a population with that prevalence.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
+    feature_map : {"hellinger"} or None, default=None
+        `hellinger` of the embeddings, before they are standardised.
     random_state : int, RandomState instance or None, default=None
         None means 0.
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
+        "feature_map": [StrOptions({"hellinger"}), None],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "standardize": ["boolean"],
         "random_state": ["random_state"],
@@ -70,6 +73,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
     _scalars: tuple[str, ...] = ("n_features_in_", "dtype_", "seed_")
 
     class_weight: str | dict | None
+    feature_map: str | None = None  # of heads that have no such parameter
     standardize: bool
     random_state: int | np.random.RandomState | None
     classes_: np.ndarray
@@ -85,6 +89,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         """Before fitting: checked parameters and data, the classes, the scale of the features, the seed."""
         self._validate_params()
         rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
+        rows = self._mapped(rows)
         check_classification_targets(labels)
         weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         if groups is None:
@@ -107,6 +112,9 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         self.dtype_ = rows.dtype.str
         self.seed_ = 0 if self.random_state is None else int(check_random_state(self.random_state).randint(2**31 - 1))
         return Training(((rows - self.mean_) / self.scale_).astype(rows.dtype), codes, weights, units)
+
+    def _mapped(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.feature_map is None else hellinger(rows)
 
     def _scale(self, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is taken from each feature, and by what it then is divided."""
@@ -131,7 +139,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
     def _standardise(self, E: ArrayLike) -> np.ndarray:
         """Rows to predict, checked, on the scale and in the precision of the training data."""
         check_is_fitted(self)
-        X = (validate_data(self, E, dtype=self.dtype_, reset=False) - self.mean_) / self.scale_
+        X = (self._mapped(validate_data(self, E, dtype=self.dtype_, reset=False)) - self.mean_) / self.scale_
         far = np.flatnonzero(np.abs(X).max(axis=1, initial=0.0) > _FARTHEST)
         if len(far):
             raise ValueError(
@@ -270,6 +278,42 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         for name in cls._scalars:
             setattr(head, name, document[name])
         return head
+
+
+def hellinger(E: ArrayLike) -> np.ndarray:
+    """Signed square root of each row divided by the sum of its absolute values: rows of length 1.
+
+    The Euclidean distance of two mapped rows is Hellinger's, of rows that are not negative. A channel that fires
+    strongly counts for less, and the overall strength of a row for nothing. The average activations that a
+    convolutional network ends with are easier to tell apart so; features of which the size matters are not.
+
+    Parameters
+    ----------
+    E : array-like of shape (n, n_features)
+        A row of zeros stays one.
+
+    Returns
+    -------
+    ndarray of shape (n, n_features), float32 or float64 as `E`
+
+    References
+    ----------
+    Perronnin, Sanchez and Mensink, *Improving the Fisher kernel for large-scale image classification*, ECCV 2010,
+    doi:10.1007/978-3-642-15561-1_11. Arandjelovic and Zisserman, *Three things everyone should know to improve object
+    retrieval*, CVPR 2012, doi:10.1109/CVPR.2012.6248018.
+
+    Examples
+    --------
+    >>> hellinger([[9.0, 16.0], [0.0, -4.0]])
+    array([[ 0.6,  0.8],
+           [ 0. , -1. ]])
+    """
+    E = np.asarray(E)
+    E = E if E.dtype in (np.float32, np.float64) else E.astype(float)
+    peak = np.abs(E).max(axis=1, keepdims=True, initial=0)
+    shares = E / np.where(peak > 0, peak, 1)  # their sum cannot overflow
+    total = np.abs(shares).sum(axis=1, keepdims=True)
+    return np.sign(E) * np.sqrt(np.abs(shares) / np.where(total > 0, total, 1))
 
 
 def padded_blocks(X: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:

@@ -42,6 +42,9 @@ class DirichletHead(BayesianHead):
         Of the weights of features with unit variance; ``"evidence"`` takes `LaplaceHead`'s.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total.
     max_iter : int, default=200
@@ -116,6 +119,7 @@ class DirichletHead(BayesianHead):
         *,
         prior_precision: float | str = "evidence",
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         max_iter: int = 200,
         tol: float = 0.02,
@@ -125,6 +129,7 @@ class DirichletHead(BayesianHead):
         self.kl_weight = kl_weight
         self.prior_precision = prior_precision
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.max_iter = max_iter
         self.tol = tol

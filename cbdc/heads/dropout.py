@@ -39,6 +39,9 @@ class DropoutHead(BayesianHead):
         Masks that predictions average over.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total.
     device : str or None, default=None
@@ -119,6 +122,7 @@ class DropoutHead(BayesianHead):
         learning_rate: float = 2e-3,
         n_draws: int = 32,
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         device: str | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -131,6 +135,7 @@ class DropoutHead(BayesianHead):
         self.learning_rate = learning_rate
         self.n_draws = n_draws
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.device = device
         self.random_state = random_state

@@ -30,6 +30,9 @@ class EnsembleHead(DrawnHead):
         Of the weights of features with unit variance; ``"evidence"`` takes `LaplaceHead`'s.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total.
     max_iter : int, default=100
@@ -103,6 +106,7 @@ class EnsembleHead(DrawnHead):
         *,
         prior_precision: float | str = "evidence",
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         max_iter: int = 100,
         tol: float = 0.05,
@@ -111,6 +115,7 @@ class EnsembleHead(DrawnHead):
         self.n_members = n_members
         self.prior_precision = prior_precision
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.max_iter = max_iter
         self.tol = tol

@@ -54,6 +54,9 @@ class RandomFeatureGPHead(BayesianHead):
         Centre the posterior on the mean that best fits in the variational sense, as `LaplaceHead` does.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total.
     n_draws : int, default=256
@@ -158,6 +161,7 @@ class RandomFeatureGPHead(BayesianHead):
         prior_precision: float | str = "evidence",
         mean_correction: bool = True,
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         n_draws: int = 256,
         max_iter: int = 100,
@@ -170,6 +174,7 @@ class RandomFeatureGPHead(BayesianHead):
         self.prior_precision = prior_precision
         self.mean_correction = mean_correction
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.n_draws = n_draws
         self.max_iter = max_iter

@@ -70,6 +70,9 @@ class LaplaceHead(GaussianLogitsHead):
     standardize : bool, default=False
         Divide each feature by its own standard deviation. By default all are divided by one, since in an embedding
         the spread of a feature tells its importance. True for features of different units.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total. It tilts the
         probabilities towards rare classes: they then are those of a population with that prevalence.
@@ -172,6 +175,7 @@ class LaplaceHead(GaussianLogitsHead):
         predictive: str = "monte_carlo",
         mean_correction: bool = True,
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         n_draws: int = 256,
         max_iter: int = 100,
@@ -184,6 +188,7 @@ class LaplaceHead(GaussianLogitsHead):
         self.predictive = predictive
         self.mean_correction = mean_correction
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.n_draws = n_draws
         self.max_iter = max_iter
@@ -306,7 +311,8 @@ class LaplaceHead(GaussianLogitsHead):
 
     @property
     def coef_(self) -> np.ndarray:
-        """Posterior mode of the weights, in the units of the embeddings, (n_classes, n_features); columns sum to 0."""
+        """Posterior mode of the weights, (n_classes, n_features), in the units of the embeddings, mapped where they are
+        mapped; columns sum to 0."""
         check_is_fitted(self)
         weights = self.components_.astype(float) @ self.mode_[:-1] / self.scale_[:, None]
         return contrasts(len(self.classes_)) @ weights.T

@@ -53,6 +53,9 @@ class NUTSHead(DrawnHead):
         Of the worst parameter, over all chains. None: 100 a chain.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one. True for features of different units.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total. It tilts the
         probabilities towards rare classes: they then are those of a population with that prevalence.
@@ -144,6 +147,7 @@ class NUTSHead(DrawnHead):
         max_r_hat: float = 1.01,
         min_ess: float | None = None,
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         device: str | None = None,
         verbose: bool = False,
@@ -160,6 +164,7 @@ class NUTSHead(DrawnHead):
         self.max_r_hat = max_r_hat
         self.min_ess = min_ess
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.device = device
         self.verbose = verbose
@@ -201,7 +206,11 @@ class NUTSHead(DrawnHead):
 
         training = self._prepare(E, y, sample_weight, groups)
         laplace = LaplaceHead(
-            self.prior_precision, standardize=self.standardize, class_weight=self.class_weight, n_draws=1
+            self.prior_precision,
+            standardize=self.standardize,
+            feature_map=self.feature_map,
+            class_weight=self.class_weight,
+            n_draws=1,
         ).fit(E, y, sample_weight, groups)
         self.prior_precision_ = laplace.prior_precision_
         start = laplace_start(laplace, training)

@@ -44,6 +44,9 @@ class SWAGHead(DrawnHead):
         Draws of the Gaussian that predictions average over.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total.
     random_state : int, RandomState instance or None, default=None
@@ -112,6 +115,7 @@ class SWAGHead(DrawnHead):
         prior_precision: float | str = "evidence",
         n_draws: int = 64,
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -121,6 +125,7 @@ class SWAGHead(DrawnHead):
         self.prior_precision = prior_precision
         self.n_draws = n_draws
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.random_state = random_state
 

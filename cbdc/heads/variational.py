@@ -54,6 +54,9 @@ class VariationalHead(DrawnHead):
         With the horseshoe: a guess of the number of features that matter. None: a tenth of them.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one. True for features of different units.
+    feature_map : {"hellinger"} or None, default=None
+        `cbdc.heads.hellinger` of the embeddings first: square roots, rows of length 1. It suits the average activations
+        of a convolutional network.
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total. It tilts the
         probabilities towards rare classes: they then are those of a population with that prevalence.
@@ -179,6 +182,7 @@ class VariationalHead(DrawnHead):
         rank: int = 10,
         n_relevant: int | None = None,
         standardize: bool = False,
+        feature_map: str | None = None,
         class_weight: str | dict | None = None,
         batch_size: int | None = None,
         learning_rate: float = 0.02,
@@ -195,6 +199,7 @@ class VariationalHead(DrawnHead):
         self.rank = rank
         self.n_relevant = n_relevant
         self.standardize = standardize
+        self.feature_map = feature_map
         self.class_weight = class_weight
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -247,7 +252,11 @@ class VariationalHead(DrawnHead):
         )  # of the weight of a unit feature, before anything is known
         if self.prior == "normal":
             laplace = LaplaceHead(
-                self.prior_precision, standardize=self.standardize, class_weight=self.class_weight, n_draws=1
+                self.prior_precision,
+                standardize=self.standardize,
+                feature_map=self.feature_map,
+                class_weight=self.class_weight,
+                n_draws=1,
             )
             self._fit_normal(laplace.fit(E, y, sample_weight, groups), training)
             scales = np.full((1, self.n_features_in_), laplace.prior_precision_**-0.5)
