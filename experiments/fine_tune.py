@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder that keeps embeddings and checkpoints")
     parser.add_argument("--out", type=Path, default=Path("experiments/results/fine_tune.json"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tried", type=Path, nargs="*", help="results files of other recipes, to be kept beside these")
     parser.add_argument("--quick", action="store_true", help="made lesions, one seed, one epoch; under a minute")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -63,19 +64,22 @@ def main() -> None:
         data = load_dataset("ham10000", arguments.root / "ham10000")
         others = {name: load_dataset(name, arguments.root / name).relabel("ham10000") for name in RECALIBRATION}
     cells: dict[str, Any] = {}
+    others_tried: list[dict[str, Any]] = []
     if arguments.out.exists() and not arguments.quick:
         found = json.loads(arguments.out.read_text(encoding="utf-8"))
         if found["recipe"] != RECIPE:
             parser.error(f"{arguments.out}: of another recipe, {found['recipe']}; move it away, or give another --out")
-        cells = found["cells"]
+        cells, others_tried = found["cells"], found.get("tried", [])
+    if arguments.tried is not None:
+        others_tried = [tried(json.loads(path.read_text(encoding="utf-8"))) for path in arguments.tried]
     command = "python -m experiments.fine_tune" + (" --quick" if arguments.quick else " --root DATA")
     for seed in range(arguments.seeds):
         if str(seed) not in cells:
             cells[str(seed)] = cell(data, others, seed, arguments.cache, quick=arguments.quick)
-            results = {"recipe": RECIPE, "cells": cells, "summary": summary(cells)}
-            write_results(arguments.out, results, command=command, data=[data, *others.values()])
             print(seed, json.dumps(cells[str(seed)]), flush=True)
-    print("\n\n".join(tables({"cells": cells, "summary": summary(cells)}).values()))
+        results = {"recipe": RECIPE, "cells": cells, "summary": summary(cells), "tried": others_tried}
+        write_results(arguments.out, results, command=command, data=[data, *others.values()])
+    print("\n\n".join(tables(results).values()))
 
 
 def cell(
@@ -282,6 +286,43 @@ def inside(classes: dict[str, list]) -> tuple[int, int]:
     return sum(low <= rate <= high for rate, low, high in known), len(known)
 
 
+def tried(results: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of another recipe's results: its first split."""
+    cell = results["cells"]["0"]
+    best = cell["history"][cell["best_epoch"] - 1]
+    last = cell["history"][-1]
+    figures = {key: value for key, value in cell["models"]["tuned"].items() if isinstance(value, float)}
+    return {
+        "recipe": results["recipe"],
+        "held_out": {key: value for key, value in best.items() if key.startswith("held_out")},
+        "last_loss": last["loss"],
+        "minutes": cell["seconds_of_training"] / 60,
+        "tuned": figures | {"set_size_class": cell["models"]["tuned"]["class"]["set_size"]},
+        "ph2_melanoma_auroc": cell["elsewhere"]["ph2"]["tuned"]["melanoma_auroc"]
+        if "ph2" in cell["elsewhere"]
+        else None,
+    }
+
+
+def recipe_table(results: dict[str, Any]) -> str:
+    """This recipe and those that were tried, on the first split."""
+    lines = [
+        "| pixels | epochs | last training loss | held out: NLL | accuracy | test: accuracy | balanced accuracy | AUROC "
+        "| set size, class-conditional | PH2: melanoma AUROC |",
+        "|---" * 10 + "|",
+    ]
+    for row in [tried(results), *results["tried"]]:
+        recipe, held_out, tuned = row["recipe"], row["held_out"], row["tuned"]
+        first = recipe.get("first_size")
+        size = f"{first} to {recipe['image_size']}" if first else recipe["image_size"]
+        lines.append(
+            f"| {size} | {recipe['epochs']} | {row['last_loss']:.3f} | {held_out['held_out_nll']:.3f} | "
+            f"{held_out['held_out_accuracy']:.3f} | {tuned['accuracy']:.3f} | {tuned['balanced_accuracy']:.3f} | "
+            f"{tuned['auroc']:.3f} | {tuned['set_size_class']:.2f} | {row['ph2_melanoma_auroc'] or np.nan:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def tables(results: dict[str, Any]) -> dict[str, str]:
     found = results["summary"]
     seeds = found["seeds"]
@@ -320,7 +361,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
                 f"| {name} | {shown(row['melanoma_auroc'])} | {shown(row['accuracy'])} | {shown(row['coverage'])} | "
                 f"{shown(row['set_size'], 2)} | {shown(row['coverage_after'])} | {shown(row['set_size_after'], 2)} |"
             )
-    return {"docs/fine_tuning.md": "\n".join([*lines, "", *rules, "", *sites])}
+    return {"docs/fine_tuning.md": "\n".join([*lines, "", *rules, "", *sites, "", recipe_table(results)])}
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ HAM10000, PH2 and PAD-UFES-20 on frozen EfficientNet-Lite0 embeddings, each spli
 `--splits` times. Every model is fitted on the first part with its defaults; sets are class-conditional at 0.9,
 calibrated on one image of each unit of the second; the figures are those of the third. Out of distribution: photographs
 of PAD-UFES-20 against the test images of HAM10000, told apart by the entropy of the prediction and, where there is a
-posterior, by the mutual information. "Hellinger": with that map of the features. "By unit": the images of a lesion or patient share the weight of one. Cells that
-the results file holds already are not computed again.
+posterior, by the mutual information. "Hellinger": with that map of the features. "By unit": the images of a lesion or
+patient share the weight of one. Cells that the results file holds already are not computed again.
 
     python -m experiments.heads --root DATA --cache .cache
 """

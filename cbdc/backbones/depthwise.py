@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 from torch.overrides import TorchFunctionMode
 
@@ -89,6 +90,7 @@ class _Depthwise(torch.autograd.Function):
         return conv2d(x, weight, stride=stride, groups=len(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         of_input, of_weight = ctx.needs_input_grad[:2]
