@@ -298,17 +298,15 @@ def tried(results: dict[str, Any]) -> dict[str, Any]:
         "last_loss": last["loss"],
         "minutes": cell["seconds_of_training"] / 60,
         "tuned": figures | {"set_size_class": cell["models"]["tuned"]["class"]["set_size"]},
-        "ph2_melanoma_auroc": cell["elsewhere"]["ph2"]["tuned"]["melanoma_auroc"]
-        if "ph2" in cell["elsewhere"]
-        else None,
+        "ph2_melanoma_auroc": cell["elsewhere"]["ph2"]["tuned"]["melanoma_auroc"],
     }
 
 
 def recipe_table(results: dict[str, Any]) -> str:
     """This recipe and those that were tried, on the first split."""
     lines = [
-        "| pixels | epochs | last training loss | held out: NLL | accuracy | test: accuracy | balanced accuracy | AUROC "
-        "| set size, class-conditional | PH2: melanoma AUROC |",
+        "| pixels | epochs | last training loss | held out: NLL | accuracy | test: accuracy | balanced accuracy | "
+        "AUROC | set size, class-conditional | PH2: melanoma AUROC |",
         "|---" * 10 + "|",
     ]
     for row in [tried(results), *results["tried"]]:
@@ -318,7 +316,7 @@ def recipe_table(results: dict[str, Any]) -> str:
         lines.append(
             f"| {size} | {recipe['epochs']} | {row['last_loss']:.3f} | {held_out['held_out_nll']:.3f} | "
             f"{held_out['held_out_accuracy']:.3f} | {tuned['accuracy']:.3f} | {tuned['balanced_accuracy']:.3f} | "
-            f"{tuned['auroc']:.3f} | {tuned['set_size_class']:.2f} | {row['ph2_melanoma_auroc'] or np.nan:.3f} |"
+            f"{tuned['auroc']:.3f} | {tuned['set_size_class']:.2f} | {row['ph2_melanoma_auroc']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -361,7 +359,8 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
                 f"| {name} | {shown(row['melanoma_auroc'])} | {shown(row['accuracy'])} | {shown(row['coverage'])} | "
                 f"{shown(row['set_size'], 2)} | {shown(row['coverage_after'])} | {shown(row['set_size_after'], 2)} |"
             )
-    return {"docs/fine_tuning.md": "\n".join([*lines, "", *rules, "", *sites, "", recipe_table(results)])}
+    recipes = ["", recipe_table(results)] if results.get("tried") else []
+    return {"docs/fine_tuning.md": "\n".join([*lines, "", *rules, "", *sites, *recipes])}
 
 
 if __name__ == "__main__":
