@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch costs seconds at import; each command imports what it
     from .classifier import CBDCClassifier
     from .datasets import LesionDataset
     from .diagnosis import Diagnosis
+    from .heads import BayesianHead
 
 __all__ = ["main"]
 
@@ -158,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--validation-fraction", type=float, help="held out by --fine-tune, for the head (default: 0.2)")
     fit.add_argument("--checkpoint", type=_out_file(), help="file from which --fine-tune resumes if it was killed")
     fit.add_argument("--head", default="laplace", help="Bayesian head: a name in cbdc.heads.HEADS")
+    fit.add_argument("--feature-map", choices=["hellinger"], help="of the embeddings, before the head: square roots")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
     fit.add_argument("--score", default="lac", choices=scores, help="conformity score")
     fit.add_argument(
@@ -307,7 +309,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     train, calibration, test = dataset.split(**split)
     clf = CBDCClassifier(
         arguments.backbone,
-        arguments.head,
+        _head(arguments),
         weights=arguments.weights,
         fine_tune=_fine_tuner(arguments),
         image_size=arguments.image_size,
@@ -333,6 +335,19 @@ def _fit(arguments: argparse.Namespace) -> None:
         f"  cbdc evaluate {arguments.out} {arguments.dataset} --root {arguments.root} --out evaluation\n"
         f"{clf.certificate()}"
     )
+
+
+def _head(arguments: argparse.Namespace) -> "str | BayesianHead":
+    if arguments.feature_map is None:
+        return arguments.head
+    from .heads import make_head
+
+    head = make_head(arguments.head, random_state=arguments.seed)
+    if "feature_map" not in head.get_params():
+        raise ParameterError(
+            f"--feature-map: head {arguments.head!r} takes none. Fix: leave it out, or another --head."
+        )
+    return head.set_params(feature_map=arguments.feature_map)
 
 
 def _fine_tuner(arguments: argparse.Namespace) -> "FineTuner | None":

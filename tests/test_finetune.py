@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 
 from cbdc import CBDCClassifier, ImageEmbedder, LesionDataset, make_lesions
 from cbdc.backbones import FineTuner, augment, create_backbone, finetune, training
@@ -301,6 +302,22 @@ def test_a_run_that_was_killed_goes_on_to_the_same_network(tmp_path, monkeypatch
         quick(checkpoint=path, **(options | {"mixup": 0.1})).fit(X, y)
     with pytest.raises(ModelFileError, match="of another run"):
         quick(checkpoint=path, **options).fit(X[::-1], y[::-1])
+
+
+def test_the_last_network_is_kept_where_asked(tmp_path, monkeypatch):
+    """The likelihood was best in the first epoch; a run taken up at its end gives the same."""
+    X, y = plain_images(16)
+    nll = iter([1.0, 2.0])
+    look = training._Run._look
+    monkeypatch.setattr(training._Run, "_look", lambda run: look(run) | {"held_out_nll": next(nll)})
+    path = tmp_path / "run.checkpoint"
+    best = quick(epochs=2, checkpoint=path).fit(X, y)
+    last = quick(epochs=2, checkpoint=path, keep="last").fit(X, y)
+    assert best.best_epoch_ == last.best_epoch_ == 1
+    assert best.embedder_.fingerprint_ != last.embedder_.fingerprint_
+    proba = softmax(last.transform(X) @ last.coef_.T + last.intercept_, axis=1)[last.held_out_]
+    accuracy = np.mean(proba.argmax(axis=1) == y[last.held_out_])
+    assert accuracy == pytest.approx(last.history_[-1]["held_out_accuracy"])
 
 
 def test_patience_ends_a_run(monkeypatch):

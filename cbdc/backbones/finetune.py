@@ -84,8 +84,10 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     validation_fraction : float, default=0.2
         Share of each class's lesions that is held out.
     patience : int or None, default=None
-        Stops after so many epochs without a better held-out likelihood; None runs all. Either way the best epoch is
-        kept.
+        Stops after so many epochs without a better held-out likelihood; None runs all.
+    keep : {"best", "last"}, default="best"
+        The network of which epoch. The one of the best held-out likelihood; or the last, whose rate has fallen to
+        nothing: it may be surer than it should, which the head, fitted on what is held out, mends.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         ``"auto"`` takes bfloat16 where the processor or GPU computes in it.
     checkpoint : str, Path or None, default=None
@@ -98,7 +100,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     Attributes
     ----------
     embedder_ : ImageEmbedder
-        Fitted to the network of the best epoch.
+        Fitted to the network of the epoch that is kept.
     held_out_ : ndarray of shape (n_held_out,)
         Rows that the network was not trained on.
     classes_ : ndarray of shape (n_classes,)
@@ -107,7 +109,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     history_ : list of dict
         A row an epoch: loss, negative log-likelihood and accuracy of the held-out part, seconds.
     best_epoch_ : int
-        From 1.
+        By the held-out likelihood, from 1.
     n_epochs_ : int
         Epochs that the rates were planned for.
     precision_ : str
@@ -161,6 +163,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         "ema_decay": [Interval(Real, 0, 1, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "keep": [StrOptions({"best", "last"})],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "checkpoint": [str, os.PathLike, None],
         "verbose": ["verbose"],
@@ -190,6 +193,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         ema_decay: float = 0.995,
         validation_fraction: float = 0.2,
         patience: int | None = None,
+        keep: str = "best",
         precision: str = "auto",
         checkpoint: str | Path | None = None,
         verbose: bool = False,
@@ -215,6 +219,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         self.ema_decay = ema_decay
         self.validation_fraction = validation_fraction
         self.patience = patience
+        self.keep = keep
         self.precision = precision
         self.checkpoint = checkpoint
         self.verbose = verbose
@@ -321,13 +326,14 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             checkpoint = Path(self.checkpoint), hashlib.sha256(json.dumps([known, asked]).encode()).hexdigest()
         report = _print_row if self.verbose else lambda row: None
         state = train(backbone, data, settings, loss, augmenter, checkpoint=checkpoint, report=report)
+        weights = state.weights if self.keep == "best" else state.last
         prefix = "backbone."
         backbone.network.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in state.weights.items() if key.startswith(prefix)}
+            {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         )
         self.embedder_ = embedder.use(finished_backbone(backbone))
-        self.coef_ = state.weights["classifier.weight"].numpy()
-        self.intercept_ = state.weights["classifier.bias"].numpy()
+        self.coef_ = weights["classifier.weight"].numpy()
+        self.intercept_ = weights["classifier.bias"].numpy()
         self.offset_ = loss.offset.numpy()
         self.history_ = state.history
         self.best_epoch_ = state.best_epoch + 1

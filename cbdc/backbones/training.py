@@ -64,9 +64,10 @@ class Settings:
 
 @dataclass
 class TrainedState:
-    """Weights of the best epoch so far, averaged over its last steps, and the history."""
+    """Weights of the best epoch so far and, at the end, of the last, averaged over steps; and the history."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
+    last: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -148,6 +149,7 @@ def train(
             report(run.epoch())
             if checkpoint is not None:
                 run.save(*checkpoint)
+        run.state.last = run.averaged()
     return run.state
 
 
@@ -246,10 +248,12 @@ class _Run:
             )
         self.state.history.append(row)
         if self.state.best_epoch == number:
-            self.state.weights = {
-                key: value.detach().cpu().clone() for key, value in self._average.state_dict().items()
-            }
+            self.state.weights = self.averaged()
         return row
+
+    def averaged(self) -> dict[str, Tensor]:
+        """A copy of the averaged weights as they are now."""
+        return {key: value.detach().cpu().clone() for key, value in self._average.state_dict().items()}
 
     def step(self, pixels: Tensor, y: Tensor, rng: np.random.Generator) -> float:
         """One step of the optimiser, and of the average; the mean loss."""
@@ -295,7 +299,7 @@ class _Run:
             number, _, kind = name.partition(".")
             moments.setdefault(int(number), {})[kind] = tensor
         self._optimiser.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
-        self.state = TrainedState(_part(tensors, "best."), document["history"])
+        self.state = TrainedState(_part(tensors, "best."), history=document["history"])
         self._step = self._n_steps * len(self.state.history)
 
     def save(self, path: Path, identity: str) -> None:
