@@ -3,11 +3,11 @@ other hospitals, and gives smaller sets with the same guarantee; and its head ha
 network was not taught.
 
 HAM10000 is split 60/20/20 by lesion, `--seeds` times. EfficientNet-Lite2 at 192 pixels is trained on 85% of the
-training lesions; the rest choose the epoch and fit the Laplace head. Sets at confidence level 0.9 are calibrated on one
-image of each lesion of the second part and counted on one image of each lesion of the third, for which the exact bands
-hold; accuracy and the like are those of all images of the third. PH2 and PAD-UFES-20, labels mapped, are the other
-hospitals: their sets are calibrated on HAM10000, and then on 40 (PAD-UFES-20: 100) of their own patients, drawn 50
-times.
+training lesions, the network of the last epoch is kept, and the Laplace head is fitted on the rest. Sets at confidence
+level 0.9 are calibrated on one image of each lesion of the second part and counted on one image of each lesion of the
+third, for which the exact bands hold; accuracy and the like are those of all images of the third. PH2 and PAD-UFES-20,
+labels mapped, are the other hospitals: their sets are calibrated on HAM10000, and then on 40 (PAD-UFES-20: 100) of
+their own patients, drawn 50 times.
 
     python -m experiments.fine_tune --root DATA --cache .cache
 
@@ -40,6 +40,7 @@ TUNING = {
     "loss": "logit_adjusted",
     "mixup": 0.2,
     "validation_fraction": 0.15,
+    "keep": "last",
 }
 RECIPE = {"backbone": BACKBONE, "image_size": SIZE, "n_views": VIEWS, **TUNING}
 RECALIBRATION = {"ph2": 40, "pad_ufes_20": 100}
