@@ -93,7 +93,8 @@ def cell(
     if quick:
         options |= {"epochs": 1}
         embedder.set_params(backbone="efficientnet_lite0", image_size=32)
-    if cache is not None:
+    elif cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
         options["checkpoint"] = cache / f"fine_tune-{data.name}-{seed}.checkpoint"
     start = time.perf_counter()
     tuner = FineTuner(embedder, **options).fit(parts[0])

@@ -34,7 +34,7 @@ def main() -> None:
     if arguments.quick:
         data = make_lesions(400, image_size=64, random_state=0)
         recipe = RECIPE | {"backbone": "efficientnet_lite0", "image_size": 32, "epochs": 1}
-        arguments.model = arguments.out.parent / "release.cbdc"
+        arguments.model, arguments.cache = arguments.out.parent / "release.cbdc", None
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
     else:
@@ -60,7 +60,10 @@ def main() -> None:
 def classifier(data: LesionDataset, recipe: dict[str, Any], cache: Path | None) -> CBDCClassifier:
     """Not fitted. Its training is that of `experiments.fine_tune`, to the bit."""
     settings = {name: value for name, value in recipe.items() if name in TUNING}
-    checkpoint = None if cache is None else cache / f"fine_tune-{data.name}-{SEED}.checkpoint"
+    checkpoint = None
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        checkpoint = cache / f"fine_tune-{data.name}-{SEED}.checkpoint"
     return CBDCClassifier(
         recipe["backbone"],
         image_size=recipe["image_size"],

@@ -124,8 +124,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
     `CBDCClassifier` does.
 
     Results repeat bit for bit for one seed and one number of threads. On 6,000 images and two processors an epoch of
-    EfficientNet-Lite0 at 160 pixels takes about two minutes in bfloat16. All images are held in memory, 100 kB each at
-    that size.
+    EfficientNet-Lite0 at 160 pixels takes about a minute and a half in bfloat16. All images are held in memory, 100 kB
+    each at that size.
 
     References
     ----------
