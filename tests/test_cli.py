@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from cbdc import make_lesions
+from cbdc import CBDCClassifier, make_lesions
 from cbdc.cli import main
 from cbdc.images import write_image
 
@@ -152,6 +152,8 @@ def manifest(lesions_folder):
         (["--group-by", "sex"], "--group-by: it goes with --condition-on group"),
         (["--missing-group", "unknown"], "--missing-group: it goes with --condition-on group"),
         (["--delta", "0.1"], "--delta: it goes with --guarantee pac"),
+        (["--first-size", "64"], "--first-size: it goes with --fine-tune"),
+        (["--head", "linearized_laplace", "--feature-map", "hellinger"], "head 'linearized_laplace' takes none"),
     ],
 )
 def test_slips_are_told_before_anything_is_embedded(manifest, arguments, message, capsys, monkeypatch):
@@ -159,6 +161,13 @@ def test_slips_are_told_before_anything_is_embedded(manifest, arguments, message
     data = ["fit", "csv", "--root", str(manifest), "--out", str(manifest.parent / "no.cbdc")]
     assert main([*data, "--quiet", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_feature_map_is_that_of_the_head(lesions_folder, tmp_path):
+    model = tmp_path / "m.cbdc"
+    data = ["fit", "folder", "--root", str(lesions_folder), "--out", str(model), "--quiet"]
+    assert main([*data, "--feature-map", "hellinger"]) == 0
+    assert CBDCClassifier.load(model).head_.feature_map == "hellinger"
 
 
 def test_images_without_a_group_may_be_one(manifest, capsys):
