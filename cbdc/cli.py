@@ -26,16 +26,6 @@ __all__ = ["main"]
 _SOME_REFUSED = 3  # exit code
 _GROUPWISE = ("group", "class_and_group")
 _LOSSES = ("cross_entropy", "class_balanced", "focal", "logit_adjusted")
-_OF_FINE_TUNE = (
-    "epochs",
-    "minutes",
-    "loss",
-    "learning_rate",
-    "mixup",
-    "first_size",
-    "validation_fraction",
-    "checkpoint",
-)
 _EPILOG = """\
 exit codes: 0 done, 1 something in your data or arguments to mend (said in one sentence), 2 wrong usage,
 3 done, but some images were refused (each has its row and reason)
@@ -88,6 +78,19 @@ def _out_file(*suffixes: str) -> Callable[[str], Path]:
         return path
 
     return check
+
+
+_FINE_TUNE: dict[str, dict[str, Any]] = {  # parameters of FineTuner; what is not given keeps its default there
+    "epochs": {"type": int, "help": "of --fine-tune (default: 20)"},
+    "minutes": {"type": float, "help": "budget of --fine-tune; lowers the epochs to what will fit"},
+    "loss": {"choices": _LOSSES, "help": "of --fine-tune (default: cross_entropy)"},
+    "learning_rate": {"type": float, "help": "peak of --fine-tune (default: 0.002)"},
+    "mixup": {"type": float, "help": "of --fine-tune: how much images are blended (default: 0)"},
+    "first_size": {"type": int, "help": "side of the images of --fine-tune's first epoch (default: as all)"},
+    "validation_fraction": {"type": float, "help": "held out by --fine-tune, for the head (default: 0.2)"},
+    "keep": {"choices": ["best", "last"], "help": "which epoch's network --fine-tune keeps (default: best)"},
+    "checkpoint": {"type": _out_file(), "help": "file from which --fine-tune resumes if it was killed"},
+}
 
 
 def _level(text: str) -> float:
@@ -150,14 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--fine-tune", action="store_true", help="teach the network on a part of the training lesions first"
     )
-    fit.add_argument("--epochs", type=int, help="of --fine-tune (default: 20)")
-    fit.add_argument("--minutes", type=float, help="budget of --fine-tune; lowers the epochs to what will fit")
-    fit.add_argument("--loss", choices=_LOSSES, help="of --fine-tune (default: cross_entropy)")
-    fit.add_argument("--learning-rate", type=float, help="peak of --fine-tune (default: 0.002)")
-    fit.add_argument("--mixup", type=float, help="of --fine-tune: how much images are blended (default: 0)")
-    fit.add_argument("--first-size", type=int, help="side of the images of --fine-tune's first epoch (default: all)")
-    fit.add_argument("--validation-fraction", type=float, help="held out by --fine-tune, for the head (default: 0.2)")
-    fit.add_argument("--checkpoint", type=_out_file(), help="file from which --fine-tune resumes if it was killed")
+    for name, option in _FINE_TUNE.items():
+        fit.add_argument(f"--{name.replace('_', '-')}", **option)
     fit.add_argument("--head", default="laplace", help="Bayesian head: a name in cbdc.heads.HEADS")
     fit.add_argument("--feature-map", choices=["hellinger"], help="of the embeddings, before the head: square roots")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
@@ -351,7 +348,7 @@ def _head(arguments: argparse.Namespace) -> "str | BayesianHead":
 
 
 def _fine_tuner(arguments: argparse.Namespace) -> "FineTuner | None":
-    given = {name: getattr(arguments, name) for name in _OF_FINE_TUNE}
+    given = {name: getattr(arguments, name) for name in _FINE_TUNE}
     given = {name: value for name, value in given.items() if value is not None}
     if not arguments.fine_tune:
         if given:

@@ -24,7 +24,7 @@ import numpy as np
 
 from cbdc import ConformalClassifier, ImageEmbedder, LaplaceHead, LesionDataset, load_dataset, make_lesions
 from cbdc import metrics as m
-from cbdc.backbones import FineTuner
+from cbdc.backbones import FineTuner, create_backbone
 from cbdc.errors import MissingWeightsError
 from experiments.record import write_results
 
@@ -78,13 +78,13 @@ def figures(
     backbone: str, weights: str, parts: tuple[LesionDataset, ...], size: int, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Train, calibrate, count."""
-    tuner = FineTuner(random_state=0, verbose=True, **options)
     try:
-        tuner.set_params(embedder=ImageEmbedder(backbone, weights=weights, image_size=size)).fit(parts[0])
+        create_backbone(backbone, weights)
     except MissingWeightsError as error:
-        print(f"{backbone}: {str(error).splitlines()[0]} Random weights are taken.", flush=True)
+        print(f"{backbone}: {error} Random weights are taken.", flush=True)
         weights = "random"
-        tuner.set_params(embedder=ImageEmbedder(backbone, weights=weights, image_size=size)).fit(parts[0])
+    embedder = ImageEmbedder(backbone, weights=weights, image_size=size)
+    tuner = FineTuner(embedder, random_state=0, verbose=True, **options).fit(parts[0])
     images, labels = parts[0].images, np.searchsorted(parts[0].classes, parts[0].labels)
     rows = tuner.held_out_
     head = LaplaceHead(random_state=0).fit(tuner.transform([images[i] for i in rows]), labels[rows])

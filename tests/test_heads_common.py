@@ -495,6 +495,13 @@ def test_hellinger_of_extreme_rows_is_finite():
     E = np.array([[largest, largest], [least, 0], [0, 0], [-largest, least]], dtype=np.float32)
     np.testing.assert_allclose(hellinger(E)[:3], [[0.5**0.5] * 2, [1, 0], [0, 0]], rtol=1e-6)
     assert np.isfinite(hellinger(E)).all()
+    assert hellinger(E[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(("E", "message"), [([1.0, 2.0], "2D array"), ([[1.0, np.nan]], "E contains NaN")])
+def test_hellinger_refuses_what_is_no_table_of_numbers(E, message):
+    with pytest.raises(ValueError, match=message):
+        hellinger(E)
 
 
 @every_head

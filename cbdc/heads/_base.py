@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, check_is_fitted, validate_data
@@ -283,8 +283,8 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
 def hellinger(E: ArrayLike) -> np.ndarray:
     """Signed square root of each row divided by the sum of its absolute values: rows of length 1.
 
-    The Euclidean distance of two mapped rows is Hellinger's, of rows that are not negative. A channel that fires
-    strongly counts for less, and the overall strength of a row for nothing. The average activations that a
+    The Euclidean distance of two mapped rows, none negative, is the square root of 2 times Hellinger's. A channel that
+    fires strongly counts for less, and the overall strength of a row for nothing. The average activations that a
     convolutional network ends with are easier to tell apart so; features of which the size matters are not.
 
     Parameters
@@ -295,6 +295,11 @@ def hellinger(E: ArrayLike) -> np.ndarray:
     Returns
     -------
     ndarray of shape (n, n_features), float32 or float64 as `E`
+
+    Raises
+    ------
+    ValueError
+        If E is not two-dimensional, or holds NaN or infinity.
 
     References
     ----------
@@ -308,8 +313,7 @@ def hellinger(E: ArrayLike) -> np.ndarray:
     array([[ 0.6,  0.8],
            [ 0. , -1. ]])
     """
-    E = np.asarray(E)
-    E = E if E.dtype in (np.float32, np.float64) else E.astype(float)
+    E = check_array(E, dtype=[np.float64, np.float32], ensure_min_samples=0, input_name="E")
     peak = np.abs(E).max(axis=1, keepdims=True, initial=0)
     shares = E / np.where(peak > 0, peak, 1)  # their sum cannot overflow
     total = np.abs(shares).sum(axis=1, keepdims=True)
