@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from .backbones import FineTuner, ImageEmbedder
+from .backbones.union import joined
 from .conformal import Certificate, ConformalClassifier
 from .datasets import LesionDataset, check_leakage
 from .diagnosis import Diagnosis
 from .errors import DatasetError, ImageError, LeakageError, ParameterError
-from .heads import make_head
+from .heads import BayesianHead, LinearPool, LogarithmicPool, make_head
 from .images import LesionImage, image_name, read_images
 from .quality import assess_quality
 from .saving import load_classifier, save_classifier
@@ -34,8 +36,10 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone : str, default="efficientnet_lite0"
-        Name of the network, see `cbdc.backbones.list_backbones`.
+    backbone : str or sequence of str, default="efficientnet_lite0"
+        Name of the network, see `cbdc.backbones.list_backbones`. Several names, which may be the same, make a deep
+        ensemble: each network gets a head of its own, and their probabilities are averaged, see
+        `cbdc.heads.LinearPool`.
     head : str or classifier, default="laplace"
         Bayesian head over the embeddings, by its name in `cbdc.heads.HEADS`. A scikit-learn classifier is cloned and
         used; only named heads can be saved.
@@ -43,7 +47,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         Weights of the network: ``"default"``, a file, or ``"random"``.
     fine_tune : FineTuner, bool or None, default=None
         Teaches the network on a part of the training lesions first and fits the head on the others; True is
-        ``FineTuner()``. Its `embedder` stays None: network and images are those of this classifier.
+        ``FineTuner()``. Its `embedder` stays None: network and images are those of this classifier. Network j of
+        several, from 0, adds j to the random_state, and so holds out other lesions, and ``-j`` to the name of its
+        checkpoint.
+    pool : bool, default=True
+        With `fine_tune`: pools the head with the classifier that the network was trained with, see
+        `cbdc.heads.LogarithmicPool`. A `head` that is no Bayesian head is left as it is.
     image_size : int or None, default=None
         Side of the network's square input, in pixels; None is the size that it was trained at.
     color_constancy : {"shades_of_gray"} or None, default=None
@@ -84,10 +93,11 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-    embedder_ : ImageEmbedder
-    fine_tuner_ : FineTuner
-        After `fit` with `fine_tune`: its history, and which rows it held out.
+    embedder_ : ImageEmbedder or EmbedderUnion
+    fine_tuners_ : list of FineTuner
+        After `fit` with `fine_tune`, one a network: its history, and which rows it held out.
     head_ : classifier
+        Over the embeddings of `embedder_`: the head, or a pool.
     conformal_ : ConformalClassifier
         After `conformalize`.
     taxonomy_ : Taxonomy or None
@@ -124,11 +134,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        backbone: str = "efficientnet_lite0",
+        backbone: str | Sequence[str] = "efficientnet_lite0",
         head: str | ClassifierMixin = "laplace",
         *,
         weights: str | Path = "default",
         fine_tune: FineTuner | bool | None = None,
+        pool: bool = True,
         image_size: int | None = None,
         color_constancy: str | None = None,
         n_views: int = 1,
@@ -150,6 +161,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.head = head
         self.weights = weights
         self.fine_tune = fine_tune
+        self.pool = pool
         self.image_size = image_size
         self.color_constancy = color_constancy
         self.n_views = n_views
@@ -225,25 +237,21 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 "condition_on='cluster' takes tuning on cases of their own. Fix: ConformalClassifier(clf.head_, "
                 "prefit=True, condition_on='cluster') over embeddings, with its tune and conformalize."
             )
+        embedders = self._make_embedders()
         head = make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
+        if len(embedders) > 1 and not isinstance(head, BayesianHead):
+            raise ParameterError(f"head: several backbones take a head of cbdc.heads each; got {type(head).__name__}.")
         units = self._units(X, head)
-        self.provenance_ = {"training": _provenance(X, labels)}
-        self.__dict__.pop("fine_tuner_", None)
+        self.provenance_: dict[str, Any] = {"training": _provenance(X, labels)}
+        self.__dict__.pop("fine_tuners_", None)
         if self.fine_tune:
-            self.fine_tuner_ = tuner = self._make_fine_tuner().fit(X, y)
-            self.embedder_, rows = tuner.embedder_, tuner.held_out_
-            images, labels = [images[row] for row in rows], labels[rows]
-            units = {name: values[rows] for name, values in units.items()}
-            self.provenance_["fine_tuning"] = {
-                "n_trained": len(X) - len(rows),
-                "n_held_out": len(rows),
-                "n_epochs": tuner.n_epochs_,
-                "best_epoch": tuner.best_epoch_,
-                "precision": tuner.precision_,
-            }
+            self.fine_tuners_ = [self._make_fine_tuner(j, one).fit(X, y) for j, one in enumerate(embedders)]
+            self.provenance_["fine_tuning"] = [_tuning(tuner) for tuner in self.fine_tuners_]
+            embedders = [tuner.embedder_ for tuner in self.fine_tuners_]
+            heads = [self._head_of(tuner, head, images, labels, units) for tuner in self.fine_tuners_]
         else:
-            self.embedder_ = self._make_embedder().fit(images)
-        self.head_ = head.fit(self.embedder_.transform(images), labels, **units)
+            heads = [clone(head).fit(one.fit(images).transform(images), labels, **units) for one in embedders]
+        self.embedder_, self.head_ = joined(embedders), heads[0] if len(heads) == 1 else LinearPool.of(heads)
         self.classes_ = self.head_.classes_
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self._seen = {"training": X} if isinstance(X, LesionDataset) else {}
@@ -517,8 +525,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         """
         self._check_conformalized()
         found = self.conformal_.certificate(self.confidence_level if confidence_level is None else confidence_level)
-        parts = {f"{part}_data": known.get("fingerprint") for part, known in self.provenance_.items()}
-        hashes = found.hashes | {name: value for name, value in parts.items() if value}
+        parts = {part: self.provenance_.get(part, {}).get("fingerprint") for part in ("training", "calibration")}
+        hashes = found.hashes | {f"{part}_data": value for part, value in parts.items() if value}
         return dataclasses.replace(found, hashes=hashes | {"embedder": self.embedder_.fingerprint_})
 
     def _units(self, X: Any, head: Any) -> dict[str, np.ndarray]:
@@ -550,28 +558,52 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             random_state=self.random_state,
         )
 
-    def _make_embedder(self) -> ImageEmbedder:
-        return ImageEmbedder(
-            self.backbone,
-            weights=self.weights,
-            image_size=self.image_size,
-            color_constancy=self.color_constancy,
-            n_views=self.n_views,
-            cache_dir=self.cache_dir,
-            engine=self.engine,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-        )
+    def _make_embedders(self) -> list[ImageEmbedder]:
+        names = [self.backbone] if isinstance(self.backbone, str) else list(self.backbone)
+        if not names:
+            raise ParameterError("backbone: got no name. Fix: give one, or several for an ensemble.")
+        if len(names) > 1 and self.weights not in ("default", "random"):
+            raise ParameterError("weights: one file is not that of several backbones. Fix: weights='default'.")
+        return [
+            ImageEmbedder(
+                name,
+                weights=self.weights,
+                image_size=self.image_size,
+                color_constancy=self.color_constancy,
+                n_views=self.n_views,
+                cache_dir=self.cache_dir,
+                engine=self.engine,
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+            )
+            for name in names
+        ]
 
-    def _make_fine_tuner(self) -> FineTuner:
+    def _make_fine_tuner(self, number: int, embedder: ImageEmbedder) -> FineTuner:
+        """That of one of the networks, from 0."""
         tuner = clone(self.fine_tune) if isinstance(self.fine_tune, FineTuner) else FineTuner(verbose=self.verbose)
         if tuner.embedder is not None:
             raise ParameterError(
                 "fine_tune: its embedder is that of the classifier. Fix: leave embedder out, and give backbone, "
                 "weights, image_size, color_constancy and n_views to CBDCClassifier."
             )
-        tuner.set_params(embedder=self._make_embedder())
-        return tuner if tuner.random_state is not None else tuner.set_params(random_state=self.random_state)
+        seed = self.random_state if tuner.random_state is None else tuner.random_state
+        if isinstance(seed, Integral):
+            seed = int(seed) + number
+        tuner.set_params(embedder=embedder, random_state=seed)
+        if tuner.checkpoint is not None and number:
+            path = Path(tuner.checkpoint)
+            tuner.set_params(checkpoint=path.with_stem(f"{path.stem}-{number}"))
+        return tuner
+
+    def _head_of(self, tuner: FineTuner, head: Any, images: Any, labels: np.ndarray, units: dict[str, Any]) -> Any:
+        """A head fitted on what the network was not trained on."""
+        rows = tuner.held_out_
+        head = clone(head)
+        if self.pool and isinstance(head, BayesianHead):
+            head = LogarithmicPool(head, tuner.coef_, tuner.intercept_ + tuner.offset_)
+        embeddings = tuner.transform([images[row] for row in rows])
+        return head.fit(embeddings, labels[rows], **{name: values[rows] for name, values in units.items()})
 
     def _embed(self, X: Any) -> np.ndarray:
         return self.embedder_.transform(X.images if isinstance(X, LesionDataset) else X)
@@ -634,6 +666,16 @@ def _provenance(X: Any, labels: Any) -> dict[str, Any]:
         "synthetic": X.synthetic,
         "n_images": len(X),
         "n_by_class": {str(name): int(count) for name, count in zip(names, counts, strict=True)},
+    }
+
+
+def _tuning(tuner: FineTuner) -> dict[str, Any]:
+    return {
+        "n_trained": tuner.n_trained_,
+        "n_held_out": len(tuner.held_out_),
+        "n_epochs": tuner.n_epochs_,
+        "best_epoch": tuner.best_epoch_,
+        "precision": tuner.precision_,
     }
 
 

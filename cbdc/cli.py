@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_dataset(fit)
     fit.add_argument("--out", type=_out_file(), required=True, help="model file to write, for example ham.cbdc")
-    _add_backbone(fit)
+    _add_backbone(fit, "network; several with commas between them make an ensemble")
     fit.add_argument("--image-size", type=int, help="side of the network's square input (default: its own)")
     fit.add_argument("--views", type=int, default=1, choices=[1, 2, 4, 8], help="mirror images and turns averaged over")
     fit.add_argument("--color-constancy", choices=["shades_of_gray"], help="take the cast of the light out first")
@@ -219,8 +219,8 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of the data set")
 
 
-def _add_backbone(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", default="efficientnet_lite0", help="network")
+def _add_backbone(parser: argparse.ArgumentParser, what: str = "network") -> None:
+    parser.add_argument("--backbone", default="efficientnet_lite0", help=what)
     parser.add_argument("--weights", default="default", help="its weights: default, a file, or random")
 
 
@@ -304,8 +304,9 @@ def _fit(arguments: argparse.Namespace) -> None:
     _settle_groups(arguments, dataset)
     split = {"by": arguments.by, "sizes": list(arguments.sizes), "random_state": arguments.seed}
     train, calibration, test = dataset.split(**split)
+    backbones = arguments.backbone.split(",")
     clf = CBDCClassifier(
-        arguments.backbone,
+        backbones if len(backbones) > 1 else arguments.backbone,
         _head(arguments),
         weights=arguments.weights,
         fine_tune=_fine_tuner(arguments),

@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,9 +14,11 @@ from safetensors.numpy import save as to_safetensors
 
 from .errors import ModelFileError
 
-__all__ = ["FORMAT_VERSION", "read_modelfile", "write_modelfile"]
+__all__ = ["FORMAT_VERSION", "part_of", "read_modelfile", "write_modelfile"]
 
 FORMAT_VERSION = 1
+
+_T = TypeVar("_T")
 
 
 def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Path:
@@ -144,3 +147,8 @@ def _digest(arrays: dict[str, np.ndarray], text: str, version: str) -> str:
         digest.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def part_of(arrays: Mapping[str, _T], prefix: str) -> dict[str, _T]:
+    """Those whose name begins with the prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -8,10 +8,12 @@ import numpy as np
 from . import __version__
 from .backbones import FineTuner
 from .backbones.networks import backbone_of, network_arrays
+from .backbones.union import joined
 from .conformal import ConformalClassifier
 from .errors import MissingWeightsError, ModelFileError
 from .heads import HEADS
-from .modelfile import read_modelfile, write_modelfile
+from .heads.pools import head_from, state_of
+from .modelfile import part_of, read_modelfile, write_modelfile
 from .taxonomy import Taxonomy
 
 __all__ = ["load_classifier", "save_classifier"]
@@ -21,23 +23,21 @@ _OF_THE_MACHINE = ("cache_dir", "engine", "n_jobs", "verbose")
 
 def save_classifier(clf: Any, path: Path, notes: dict[str, Any]) -> Path:
     """Write a calibrated classifier to one file; see `CBDCClassifier.save`."""
-    kind = next((name for name, head in HEADS.items() if type(clf.head_) is head), None)
-    if kind is None:
-        raise ModelFileError(
-            f"head {type(clf.head_).__name__}: only {', '.join(sorted(HEADS))} can be saved, since an arbitrary "
-            "estimator would need a pickle."
-        )
-    head_arrays, head_document = clf.head_.get_state()
+    head_arrays, head_document = state_of(clf.head_)
     conformal_arrays, conformal_document = clf.conformal_.get_state()
     golden = clf.embedder_.transform([_golden_image()])
     arrays = {f"head.{name}": array for name, array in head_arrays.items()}
     arrays |= {f"conformal.{name}": array for name, array in conformal_arrays.items()}
     arrays |= {"golden.embedding": golden, **_golden_prediction(clf, golden)}
-    parameters = clf.get_params(deep=False) | {"head": kind}
+    parameters = clf.get_params(deep=False)
+    if not isinstance(clf.head, str):
+        parameters["head"] = next(name for name, head in HEADS.items() if isinstance(clf.head, head))
     parameters["fine_tune"] = None
     if "fine_tuning" in clf.provenance_:
-        arrays |= {f"network.{name}": value for name, value in network_arrays(clf.embedder_.backbone_).items()}
-        parameters["fine_tune"] = _settings_of(getattr(clf, "fine_tuner_", None) or clf.fine_tune or FineTuner())
+        for j, embedder in enumerate(getattr(clf.embedder_, "embedders_", [clf.embedder_])):
+            arrays |= {f"network.{j}.{name}": value for name, value in network_arrays(embedder.backbone_).items()}
+        (tuner, *_) = getattr(clf, "fine_tuners_", [clf.fine_tune])
+        parameters["fine_tune"] = _settings_of(tuner or FineTuner())
     for name in _OF_THE_MACHINE:
         del parameters[name]
     if not isinstance(parameters["random_state"], int | None):
@@ -66,7 +66,7 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
         raise TypeError(
             f"{', '.join(sorted(unknown))}: part of the model; only {', '.join(sorted(allowed))} may be given."
         )
-    network = _part(arrays, "network.")
+    network = part_of(arrays, "network.")
     if not network and document.get("parameters", {}).get("weights") == "file" and "weights" not in parameters:
         raise MissingWeightsError(f"{path.name}: its network's weights came from a file. Fix: load(..., weights=FILE).")
     try:
@@ -74,12 +74,12 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
         if known.get("fine_tune"):
             known["fine_tune"] = FineTuner(**known["fine_tune"])
         clf = cls(**known)
-        clf.head_ = HEADS[clf.head].from_state(_part(arrays, "head."), document["head"])
+        clf.head_ = head_from(part_of(arrays, "head."), document["head"])
         clf.classes_ = clf.head_.classes_
         if [str(label) for label in clf.classes_] != document["classes"]:
             raise ModelFileError(f"{path.name}: the head's classes are in another order than the model's. Fit again.")
         clf.conformal_ = ConformalClassifier.from_state(
-            _part(arrays, "conformal."), document["conformal"], estimator=clf.head_
+            part_of(arrays, "conformal."), document["conformal"], estimator=clf.head_
         )
         taxonomy = document["taxonomy"]
         clf.taxonomy_ = Taxonomy.from_dict(taxonomy) if taxonomy is not None else None
@@ -90,11 +90,14 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
             raise
         raise ModelFileError(f"{path.name}: a part is missing or of another kind ({error}). Fit again.") from error
     clf._seen = {}
-    embedder = clf._make_embedder()
-    if network:
-        clf.embedder_ = embedder.use(backbone_of(clf.backbone, network, image_size=clf.image_size))
-    else:
-        clf.embedder_ = embedder.fit()
+    embedders = []
+    for j, embedder in enumerate(clf._make_embedders()):
+        if network:
+            arrays_of = part_of(network, f"{j}.")
+            embedders.append(embedder.use(backbone_of(embedder.backbone, arrays_of, image_size=clf.image_size)))
+        else:
+            embedders.append(embedder.fit())
+    clf.embedder_ = joined(embedders)
     if clf.embedder_.fingerprint_ != fingerprint:
         raise ModelFileError(
             f"{path.name}: fitted on other weights or preprocessing of {clf.backbone} than this machine has. Fix: give "
@@ -140,7 +143,3 @@ def _settings_of(tuner: Any) -> dict[str, Any]:
     if not isinstance(settings["random_state"], int | None):
         settings["random_state"] = None
     return {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
-
-
-def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

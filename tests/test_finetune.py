@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
 
-from cbdc import CBDCClassifier, ImageEmbedder, LesionDataset, make_lesions
+from cbdc import CBDCClassifier, ImageEmbedder, LaplaceHead, LesionDataset, make_lesions
 from cbdc.backbones import FineTuner, augment, create_backbone, finetune, training
 from cbdc.backbones.augment import Augmenter
 from cbdc.backbones.finetune import hold_out
@@ -19,6 +20,7 @@ from cbdc.backbones.losses import LOSSES, Loss
 from cbdc.backbones.weights import state_sha256
 from cbdc.cli import main
 from cbdc.errors import ConvergenceError, DatasetError, ImageError, LeakageWarning, ModelFileError, ParameterError
+from cbdc.heads import LinearPool, LogarithmicPool
 from cbdc.images import write_image
 
 SIZE = 32
@@ -443,8 +445,8 @@ def test_the_head_sees_what_was_held_out_alone(lesions, tmp_path):
         random_state=0,
     )
     clf.fit(train)
-    tuner = clf.fine_tuner_
-    expected = clf.head_.__class__(random_state=0).fit(
+    (tuner,) = clf.fine_tuners_
+    expected = LogarithmicPool(LaplaceHead(random_state=0), tuner.coef_, tuner.intercept_ + tuner.offset_).fit(
         clf.embedder_.transform([train.images[i] for i in tuner.held_out_]), train.labels[tuner.held_out_]
     )
     embeddings = clf.embedder_.transform(test.images)
@@ -456,14 +458,73 @@ def test_the_head_sees_what_was_held_out_alone(lesions, tmp_path):
     np.testing.assert_array_equal(loaded.predict_set(test.images), clf.predict_set(test.images))
     again = CBDCClassifier.load(loaded.save(tmp_path / "again.cbdc"))
     np.testing.assert_array_equal(again.predict_proba(test.images), clf.predict_proba(test.images))
-    assert loaded.provenance_["fine_tuning"] == {
-        "n_trained": len(train) - len(tuner.held_out_),
-        "n_held_out": len(tuner.held_out_),
-        "n_epochs": 1,
-        "best_epoch": 1,
-        "precision": tuner.precision_,
-    }
+    assert loaded.provenance_["fine_tuning"] == [
+        {
+            "n_trained": len(train) - len(tuner.held_out_),
+            "n_held_out": len(tuner.held_out_),
+            "n_epochs": 1,
+            "best_epoch": 1,
+            "precision": tuner.precision_,
+        }
+    ]
     assert json.dumps(loaded.provenance_)
+
+
+def test_an_ensemble_averages_networks_that_hold_out_other_lesions(lesions, tmp_path):
+    train, calibration, test = lesions
+    clf = CBDCClassifier(
+        ["efficientnet_lite0", "efficientnet_lite0"],
+        image_size=SIZE,
+        fine_tune=FineTuner(epochs=1, checkpoint=tmp_path / "run.checkpoint"),
+        condition_on=None,
+        confidence_level=0.8,
+        random_state=0,
+    ).fit(train)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.checkpoint", "run-1.checkpoint"}
+    first, second = clf.fine_tuners_
+    assert set(first.held_out_) != set(second.held_out_)
+    apart = []
+    for seed, tuner in enumerate(clf.fine_tuners_):
+        alone = FineTuner(ImageEmbedder(image_size=SIZE), epochs=1, random_state=seed).fit(train)
+        np.testing.assert_array_equal(alone.coef_, tuner.coef_)
+        held_out = alone.transform([train.images[i] for i in alone.held_out_])
+        pool = LogarithmicPool(LaplaceHead(random_state=0), alone.coef_, alone.intercept_ + alone.offset_)
+        apart.append(pool.fit(held_out, train.labels[alone.held_out_]).predict_proba(alone.transform(test.images)))
+    np.testing.assert_allclose(clf.predict_proba(test.images), np.mean(apart, axis=0), atol=1e-6)
+    clf.conformalize(calibration)
+    loaded = CBDCClassifier.load(clf.save(tmp_path / "m.cbdc"))
+    assert isinstance(loaded.head_, LinearPool)
+    np.testing.assert_array_equal(loaded.predict_set(test.images), clf.predict_set(test.images))
+    one = loaded.diagnose(test.images[0])
+    assert one.mutual_information == pytest.approx(clf.diagnose(test.images[0]).mutual_information)
+    assert len(loaded.provenance_["fine_tuning"]) == 2
+    assert loaded.certificate().hashes["embedder"] == clf.embedder_.fingerprint_
+
+
+def test_frozen_networks_make_an_ensemble_too(lesions):
+    train, _, test = lesions
+    options = {"weights": "random", "image_size": SIZE, "random_state": 0}
+    clf = CBDCClassifier(("efficientnet_lite0", "resnet18"), **options).fit(train)
+    apart = [CBDCClassifier(name, **options).fit(train).predict_proba(test.images) for name in clf.backbone]
+    np.testing.assert_allclose(clf.predict_proba(test.images), np.mean(apart, axis=0), atol=1e-6)
+
+
+def test_without_pool_the_head_is_alone(lesions):
+    clf = CBDCClassifier(image_size=SIZE, fine_tune=FineTuner(epochs=1), pool=False, random_state=0).fit(lesions[0])
+    assert type(clf.head_) is LaplaceHead
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"backbone": []}, "backbone: got no name"),
+        ({"backbone": ["resnet18"] * 2, "weights": "resnet.pt"}, "one file is not that of several"),
+        ({"backbone": ["resnet18"] * 2, "head": LogisticRegression()}, "several backbones take a head of cbdc.heads"),
+    ],
+)
+def test_ensembles_that_cannot_be(parameters, message, lesions):
+    with pytest.raises(ParameterError, match=message):
+        CBDCClassifier(**parameters).fit(lesions[0])
 
 
 def test_two_images_of_one_photograph_are_taught_together_or_not_at_all():

@@ -103,6 +103,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Fitted to the network of the epoch that is kept.
     held_out_ : ndarray of shape (n_held_out,)
         Rows that the network was not trained on.
+    n_trained_ : int
+        Rows that it was.
     classes_ : ndarray of shape (n_classes,)
     coef_, intercept_, offset_ : ndarrays of shape (n_classes, n_features), (n_classes,) and (n_classes,), float32
         The linear classifier that was trained along: softmax of ``transform(X) @ coef_.T + intercept_ + offset_``.
@@ -295,6 +297,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 LeakageWarning,
                 stacklevel=2,
             )
+        self.n_trained_ = len(trained)
         data = Data(store, codes, trained, self.held_out_, shown)
         settings = self._settings(seed)
         loss = Loss(self.loss, np.bincount(codes[trained]), self.label_smoothing)

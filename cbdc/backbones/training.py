@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConvergenceError, ModelFileError
-from ..modelfile import read_modelfile, write_modelfile
+from ..modelfile import part_of, read_modelfile, write_modelfile
 from .augment import Augmenter, resized
 from .depthwise import QuickDepthwise
 from .losses import Loss
@@ -291,15 +291,15 @@ class _Run:
                 "give another name."
             )
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        self._network.load_state_dict(_part(tensors, "network."))
-        self._average.load_state_dict(_part(tensors, "average."))
+        self._network.load_state_dict(part_of(tensors, "network."))
+        self._average.load_state_dict(part_of(tensors, "average."))
         saved = self._optimiser.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(tensors, "moments.").items():
+        for name, tensor in part_of(tensors, "moments.").items():
             number, _, kind = name.partition(".")
             moments.setdefault(int(number), {})[kind] = tensor
         self._optimiser.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
-        self.state = TrainedState(_part(tensors, "best."), history=document["history"])
+        self.state = TrainedState(part_of(tensors, "best."), history=document["history"])
         self._step = self._n_steps * len(self.state.history)
 
     def save(self, path: Path, identity: str) -> None:
@@ -399,7 +399,3 @@ def _rate(progress: float, settings: Settings) -> float:
     if progress < settings.warmup:
         return _START + (1 - _START) * progress / settings.warmup
     return (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup))) / 2
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

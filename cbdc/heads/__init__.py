@@ -4,6 +4,7 @@ from typing import Any
 
 from ..errors import ParameterError
 from ._base import BayesianHead, hellinger
+from ._registry import HEADS
 from .dirichlet import DirichletHead
 from .dropout import DropoutHead
 from .ensemble import EnsembleHead
@@ -11,6 +12,7 @@ from .gp import RandomFeatureGPHead
 from .laplace import LaplaceHead
 from .linearized import LinearizedLaplaceHead
 from .nuts import NUTSHead
+from .pools import LinearPool, LogarithmicPool
 from .scaling import TemperatureScaling, VectorScaling
 from .swag import SWAGHead
 from .variational import VariationalHead
@@ -23,7 +25,9 @@ __all__ = [
     "DropoutHead",
     "EnsembleHead",
     "LaplaceHead",
+    "LinearPool",
     "LinearizedLaplaceHead",
+    "LogarithmicPool",
     "NUTSHead",
     "RandomFeatureGPHead",
     "SWAGHead",
@@ -34,18 +38,6 @@ __all__ = [
     "hellinger",
     "make_head",
 ]
-
-HEADS: dict[str, type[BayesianHead]] = {
-    "dirichlet": DirichletHead,
-    "dropout": DropoutHead,
-    "ensemble": EnsembleHead,
-    "gp": RandomFeatureGPHead,
-    "laplace": LaplaceHead,
-    "linearized_laplace": LinearizedLaplaceHead,
-    "nuts": NUTSHead,
-    "swag": SWAGHead,
-    "variational": VariationalHead,
-}
 
 
 def make_head(name: str, **parameters: Any) -> BayesianHead:

@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from ..errors import ParameterError
 from ._softmax import row_chunks
 
-__all__ = ["BayesianHead", "Training", "hellinger", "padded_blocks"]
+__all__ = ["BayesianHead", "Training", "case_weights", "hellinger", "padded_blocks"]
 
 _BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
 _FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
@@ -91,12 +91,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
         rows = self._mapped(rows)
         check_classification_targets(labels)
-        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
-        if groups is None:
-            units = np.arange(len(rows))
-        else:
-            check_consistent_length(rows, groups)
-            units = np.unique(np.asarray(groups), return_inverse=True)[1]
+        weights, units = case_weights(rows, sample_weight, groups)
         if not weights.all():
             kept = weights > 0
             rows, labels, weights, units = rows[kept], labels[kept], weights[kept], units[kept]
@@ -105,8 +100,6 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"y: {type(self).__name__} needs at least two classes, got one class or none: {self.classes_.tolist()}."
             )
-        if groups is not None:
-            weights = weights / np.bincount(units)[units]
         weights = weights * self._class_factors(codes, weights)[codes]
         self.mean_, self.scale_ = self._scale(rows, weights)
         self.dtype_ = rows.dtype.str
@@ -318,6 +311,18 @@ def hellinger(E: ArrayLike) -> np.ndarray:
     shares = E / np.where(peak > 0, peak, 1)  # their sum cannot overflow
     total = np.abs(shares).sum(axis=1, keepdims=True)
     return np.sign(E) * np.sqrt(np.abs(shares) / np.where(total > 0, total, 1))
+
+
+def case_weights(
+    rows: np.ndarray, sample_weight: ArrayLike | None, groups: ArrayLike | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of each row, the rows of one group sharing that of a row, and the number of each row's group."""
+    weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
+    if groups is None:
+        return weights, np.arange(len(rows))
+    check_consistent_length(rows, groups)
+    units = np.unique(np.asarray(groups), return_inverse=True)[1]
+    return weights / np.maximum(np.bincount(units, weights > 0), 1)[units], units
 
 
 def padded_blocks(X: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:

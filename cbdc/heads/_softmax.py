@@ -238,7 +238,8 @@ def find_mode(
             _hessian_product(problem, prior, proba, weights), -gradient, precondition, tol=exact
         )
         slope = float(np.sum(gradient * step))
-        rounding = 10 * float(np.finfo(problem.Z.dtype).eps) * abs(loss)  # the loss cannot show a smaller decrease
+        # the loss cannot show a smaller decrease; ten times as much lets steps through that lead away again
+        rounding = float(np.finfo(problem.Z.dtype).eps) * abs(loss)
         size = 1.0
         while True:
             new_loss, new_proba, new_weights = evaluate(U + size * step)

@@ -14,7 +14,7 @@ from ..errors import ParameterError
 from ._base import BayesianHead
 from ._calibrated import CalibratedClassifier, entropy
 
-__all__ = ["TemperatureScaling", "VectorScaling"]
+__all__ = ["TemperatureScaling", "VectorScaling", "fit_temperature"]
 
 _SLOPES = (0.01, 100.0)  # of the log-probabilities: temperatures from 100 down to 0.01
 
@@ -130,21 +130,7 @@ class TemperatureScaling(_ScaledClassifier):
         self.random_state = random_state
 
     def _fit_map(self, log_proba: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> None:
-        own = _own(log_proba, codes)
-
-        def slope(log_inverse: float) -> float:
-            """Of the negative log-likelihood in the inverse temperature."""
-            proba = np.exp(log_softmax(np.exp(log_inverse) * log_proba, axis=1))
-            return float(weights @ (_expected(proba, log_proba) - own))
-
-        low, high = np.log(_SLOPES)
-        if slope(low) >= 0:
-            log_inverse = low
-        elif slope(high) <= 0:
-            log_inverse = high
-        else:
-            log_inverse = brentq(slope, low, high, xtol=1e-13)
-        self.temperature_ = float(np.exp(-log_inverse))
+        self.temperature_ = fit_temperature(log_proba, codes, weights)
 
     def _mapped(self, log_proba: np.ndarray) -> np.ndarray:
         return log_softmax(log_proba / self.temperature_, axis=-1)
@@ -237,6 +223,38 @@ class VectorScaling(_ScaledClassifier):
 
     def _mapped(self, log_proba: np.ndarray) -> np.ndarray:
         return log_softmax(_affine(log_proba, self.slopes_, self.offsets_), axis=-1)
+
+
+def fit_temperature(log_proba: np.ndarray, codes: np.ndarray, weights: np.ndarray) -> float:
+    """Of the greatest likelihood, between 0.01 and 100.
+
+    Parameters
+    ----------
+    log_proba : ndarray of shape (n, n_classes)
+    codes : ndarray of shape (n,)
+        Column of each case's label.
+    weights : ndarray of shape (n,)
+
+    Raises
+    ------
+    ParameterError
+        If a label has probability 0.
+    """
+    own = _own(log_proba, codes)
+
+    def slope(log_inverse: float) -> float:
+        """Of the negative log-likelihood in the inverse temperature."""
+        proba = np.exp(log_softmax(np.exp(log_inverse) * log_proba, axis=1))
+        return float(weights @ (_expected(proba, log_proba) - own))
+
+    low, high = np.log(_SLOPES)
+    if slope(low) >= 0:
+        log_inverse = low
+    elif slope(high) <= 0:
+        log_inverse = high
+    else:
+        log_inverse = brentq(slope, low, high, xtol=1e-13)
+    return float(np.exp(-log_inverse))
 
 
 def _own(log_proba: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -313,7 +313,7 @@ def _name(dataset: LesionDataset, i: int) -> str:
 def _model(classifier: "CBDCClassifier", level: float) -> dict[str, Any]:
     seed, certificate = classifier.random_state, classifier.certificate(level)
     return {
-        "backbone": classifier.backbone,
+        "backbone": classifier.backbone if isinstance(classifier.backbone, str) else " + ".join(classifier.backbone),
         "embedder_sha256": classifier.embedder_.fingerprint_,
         "head": type(classifier.head_).__name__,
         "score": classifier.get_params()["score"],

@@ -1,0 +1,179 @@
+"""Opinion pools: what they are the mean of, their draws, weights, state, and what they refuse."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax, softmax
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+
+from cbdc.errors import ModelFileError, ParameterError
+from cbdc.heads import EnsembleHead, LaplaceHead, LinearPool, LogarithmicPool
+from cbdc.heads.pools import head_from, state_of
+from cbdc.modelfile import read_modelfile, write_modelfile
+
+K, D = 3, 8
+
+
+def make_data(n=90, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n) % K
+    return (rng.normal(size=(n, D)) + 1.5 * rng.normal(size=(K, D))[codes]).astype(np.float32), codes
+
+
+def network(seed=1, scale=3.0):
+    rng = np.random.default_rng(seed)
+    return scale * rng.normal(size=(K, D)), rng.normal(size=K)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def logarithmic(data):
+    return LogarithmicPool(LaplaceHead(n_draws=64), *network()).fit(*data)
+
+
+@pytest.fixture(scope="module")
+def linear(data):
+    X, y = data
+    inner = LogarithmicPool(EnsembleHead(6), *(part[..., :5] if part.ndim == 2 else part for part in network()))
+    return LinearPool.of([inner.fit(X[:60, :5], y[:60]), LaplaceHead().fit(X[30:, 5:], y[30:])])
+
+
+both = pytest.mark.parametrize("name", ["logarithmic", "linear"])
+
+
+def test_the_temperature_is_the_likeliest(data, logarithmic):
+    X, y = data
+    coef, intercept = network()
+
+    def likelihood(temperature):
+        return log_softmax((X @ coef.T + intercept) / temperature, axis=1)[np.arange(len(y)), y].sum()
+
+    best = likelihood(logarithmic.temperature_)
+    assert best > max(likelihood(logarithmic.temperature_ * factor) for factor in (0.99, 1.01))
+
+
+def test_a_draw_is_the_geometric_mean(data, logarithmic):
+    X, _ = data
+    coef, intercept = network()
+    own = softmax((X @ coef.T + intercept) / logarithmic.temperature_, axis=1)
+    product = np.sqrt(logarithmic.head_.predict_posterior(X, 8, 3) * own)
+    expected = product / product.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(logarithmic.predict_posterior(X, 8, 3), expected, atol=1e-6)
+
+
+def test_a_classifier_that_knows_nothing_halves_the_log_odds(data):
+    X, y = data
+    pool = LogarithmicPool(LaplaceHead(1e6, mean_correction=False), np.zeros((K, D)), np.zeros(K)).fit(X, y)
+    head = pool.head_.predict_log_proba(X)
+    np.testing.assert_allclose(pool.predict_log_proba(X), log_softmax(head / 2, axis=1), atol=1e-3)
+
+
+def test_a_linear_pool_is_the_mean(data, linear):
+    X, _ = data
+    parts = [X[:, :5], X[:, 5:]]
+    apart = [head.predict_proba(part) for head, part in zip(linear.heads_, parts, strict=True)]
+    np.testing.assert_allclose(linear.predict_proba(X), np.mean(apart, axis=0), atol=1e-12)
+    entropies = [head.predictive_entropy(part) for head, part in zip(linear.heads_, parts, strict=True)]
+    between = linear.predictive_entropy(X) - np.mean(entropies, axis=0)
+    assert (linear.mutual_information(X) >= between - 1e-9).all()  # what they do not agree on counts
+    assert between.max() > 0.01
+
+
+def test_draws_of_a_linear_pool_come_from_each_head_in_turn(data, linear):
+    X, _ = data
+    draws = linear.predict_posterior(X, 5, 0)
+    np.testing.assert_array_equal(draws[0::2], linear.heads_[0].predict_posterior(X[:, :5], 3, 0))
+    np.testing.assert_array_equal(draws[1::2], linear.heads_[1].predict_posterior(X[:, 5:], 2, 0))
+    assert linear.predict_posterior(X, 1, 0).shape == (1, len(X), K)
+
+
+@both
+def test_draws_average_to_the_prediction(name, data, request):
+    pool, (X, _) = request.getfixturevalue(name), data
+    spread = 5 * 0.5 / np.sqrt(2000)
+    np.testing.assert_allclose(pool.predict_posterior(X, 2000, 0).mean(axis=0), pool.predict_proba(X), atol=spread)
+
+
+@both
+def test_uncertainty_is_coherent(name, data, request):
+    pool, (X, _) = request.getfixturevalue(name), data
+    for rows in (X, 30 * X):
+        np.testing.assert_allclose(pool.predict_proba(rows).sum(axis=1), 1, atol=1e-12)
+        entropy, information = pool.predictive_entropy(rows), pool.mutual_information(rows)
+        assert (information >= 0).all()
+        assert (information <= entropy + 1e-9).all()
+        assert (entropy <= np.log(K)).all()
+
+
+@both
+@settings(max_examples=10)
+@given(rows=st.lists(st.integers(0, 89), min_size=1, max_size=70))
+def test_a_row_does_not_depend_on_its_batch(name, data, request, rows):
+    pool, (X, _) = request.getfixturevalue(name), data
+    for predict in (pool.predict_log_proba, pool.mutual_information):
+        np.testing.assert_array_equal(predict(X[rows])[:3], np.concatenate([predict(X[[row]]) for row in rows[:3]]))
+
+
+@both
+def test_eight_threads_give_the_serial_result(name, data, request):
+    pool, (X, _) = request.getfixturevalue(name), data
+    serial = pool.predict_log_proba(X)
+    with ThreadPoolExecutor(8) as threads:
+        for found in threads.map(pool.predict_log_proba, [X] * 16):
+            np.testing.assert_array_equal(found, serial)
+
+
+@both
+def test_the_state_brings_back_the_same_bits(name, data, request, tmp_path):
+    pool, (X, _) = request.getfixturevalue(name), data
+    arrays, document = state_of(pool)
+    path = write_modelfile(tmp_path / "pool", arrays, json.loads(json.dumps(document)))
+    again = head_from(*read_modelfile(path))
+    assert type(again) is type(pool)
+    np.testing.assert_array_equal(again.predict_log_proba(X), pool.predict_log_proba(X))
+    np.testing.assert_array_equal(again.predict_posterior(X, 4, 0), pool.predict_posterior(X, 4, 0))
+    np.testing.assert_array_equal(again.mutual_information(X), pool.mutual_information(X))
+
+
+def test_weights_and_groups_count_as_in_the_head(data):
+    X, y = data
+    pool = LogarithmicPool(LaplaceHead(), *network())
+    weights = np.where(np.arange(len(X)) < 70, 1.0, 0.0)
+    first = clone(pool).fit(X, y, sample_weight=weights)
+    np.testing.assert_allclose(first.temperature_, clone(pool).fit(X[:70], y[:70]).temperature_)
+    twice = clone(pool).fit(np.vstack([X, X]), np.tile(y, 2), groups=np.tile(np.arange(len(X)), 2))
+    np.testing.assert_allclose(twice.temperature_, clone(pool).fit(X, y).temperature_)
+
+
+def test_renamed_classes_give_renamed_columns(data):
+    X, y = data
+    coef, intercept = network()
+    plain = LogarithmicPool(LaplaceHead(), coef, intercept).fit(X, y)
+    other = LogarithmicPool(LaplaceHead(), coef[::-1], intercept[::-1]).fit(X, K - 1 - y)
+    assert other.temperature_ == pytest.approx(plain.temperature_)
+    np.testing.assert_allclose(other.predict_proba(X)[:, ::-1], plain.predict_proba(X), atol=2e-2)
+
+
+def test_what_does_not_fit_is_told(data):
+    X, y = data
+    coef, intercept = network()
+    with pytest.raises(ParameterError, match=r"they have to be \(3, 8\) and \(3,\)"):
+        LogarithmicPool(LaplaceHead(), coef[:2], intercept[:2]).fit(X, y)
+    with pytest.raises(ParameterError, match="one number of columns for each head"):
+        LinearPool([LaplaceHead(), LaplaceHead()], widths=[4, 5]).fit(X, y)
+    with pytest.raises(ParameterError, match="of different classes"):
+        LinearPool.of([LaplaceHead().fit(X, y), LaplaceHead().fit(X[y > 0], y[y > 0])])
+    with pytest.raises(ModelFileError, match="would need a pickle"):
+        state_of(LogisticRegression())
+    pool = LinearPool([LaplaceHead(), LaplaceHead()], widths=[3, 5]).fit(X, y)
+    with pytest.raises(ValueError, match="features"):
+        pool.predict_proba(X[:, :7])
