@@ -1,9 +1,9 @@
-"""The released model: the network, head and thresholds of the first split of `experiments.fine_tune`, in one file, and
+"""The released model: networks, heads and thresholds of the first split of `experiments.fine_tune`, in one file, and
 the figures of its model card, docs/model_card.md.
 
     python -m experiments.release --root DATA --cache .cache --model build/ham10000.cbdc
 
-With the checkpoint that `experiments.fine_tune` left in the cache the network is not trained again. The file is
+With the checkpoints that `experiments.fine_tune` left in the cache the networks are not trained again. The file is
 written, read back, and judged as a user would: by `evaluate`, on the test part, which neither training nor calibration
 saw.
 """
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cbdc import CBDCClassifier, LesionDataset, load_dataset, make_lesions
-from cbdc.backbones import FineTuner
 from cbdc.report import evaluate
 from cbdc.report.figures import TITLES
-from experiments.fine_tune import LEVEL, RECIPE, TUNING
+from experiments.fine_tune import LEVEL, QUICK, RECIPE, classifier
 from experiments.record import write_results
 
 SEED = 0
@@ -33,14 +32,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         data = make_lesions(400, image_size=64, random_state=0)
-        recipe = RECIPE | {"backbone": "efficientnet_lite0", "image_size": 32, "epochs": 1}
+        recipe = QUICK
         arguments.model, arguments.cache = arguments.out.parent / "release.cbdc", None
     elif arguments.root is None:
         parser.error("--root is needed (or --quick)")
     else:
         data, recipe = load_dataset("ham10000", arguments.root / "ham10000"), RECIPE
     parts = data.split(random_state=SEED)
-    clf = classifier(data, recipe, arguments.cache).fit(parts[0]).conformalize(parts[1])
+    clf = classifier(data, recipe, arguments.cache, SEED).fit(parts[0]).conformalize(parts[1])
     arguments.model.parent.mkdir(parents=True, exist_ok=True)
     notes = {"dataset": data.name, "fingerprint": data.fingerprint, "split": {"random_state": SEED}}
     clf.save(arguments.model, notes=notes)
@@ -55,25 +54,6 @@ def main() -> None:
     }
     write_results(arguments.out, results, command=command, data=[data])
     print("\n\n".join(tables(results).values()))
-
-
-def classifier(data: LesionDataset, recipe: dict[str, Any], cache: Path | None) -> CBDCClassifier:
-    """Not fitted. Its training is that of `experiments.fine_tune`, to the bit."""
-    settings = {name: value for name, value in recipe.items() if name in TUNING}
-    checkpoint = None
-    if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        checkpoint = cache / f"fine_tune-{data.name}-{SEED}.checkpoint"
-    return CBDCClassifier(
-        recipe["backbone"],
-        image_size=recipe["image_size"],
-        n_views=recipe["n_views"],
-        fine_tune=FineTuner(**settings, checkpoint=checkpoint, verbose=True),
-        confidence_level=LEVEL,
-        condition_on="class",
-        cache_dir=cache,
-        random_state=SEED,
-    )
 
 
 def card(clf: CBDCClassifier, test: LesionDataset) -> dict[str, Any]:
