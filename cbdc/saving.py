@@ -12,7 +12,7 @@ from .backbones.union import joined
 from .conformal import ConformalClassifier
 from .errors import MissingWeightsError, ModelFileError
 from .heads import HEADS
-from .heads.pools import head_from, state_of
+from .heads._nested import head_from, state_of
 from .modelfile import part_of, read_modelfile, write_modelfile
 from .taxonomy import Taxonomy
 

@@ -12,8 +12,17 @@ from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
 from cbdc.errors import ModelFileError, ParameterError
-from cbdc.heads import EnsembleHead, LaplaceHead, LinearPool, LogarithmicPool
-from cbdc.heads.pools import head_from, state_of
+from cbdc.heads import (
+    DropoutHead,
+    EnsembleHead,
+    LaplaceHead,
+    LinearPool,
+    LogarithmicPool,
+    PooledHead,
+    RandomFeatureGPHead,
+    hellinger,
+)
+from cbdc.heads._nested import head_from, state_of
 from cbdc.modelfile import read_modelfile, write_modelfile
 
 K, D = 3, 8
@@ -177,3 +186,22 @@ def test_what_does_not_fit_is_told(data):
     pool = LinearPool([LaplaceHead(), LaplaceHead()], widths=[3, 5]).fit(X, y)
     with pytest.raises(ValueError, match="features"):
         pool.predict_proba(X[:, :7])
+
+
+def test_the_pooled_head_is_the_mean_of_three(data, tmp_path):
+    X, y = np.abs(data[0]), data[1]
+    head = PooledHead(feature_map="hellinger", random_state=3).fit(X, y)
+    mapped = hellinger(X)
+    kinds = (LaplaceHead, DropoutHead, RandomFeatureGPHead)
+    apart = [kind(random_state=3).fit(mapped, y).predict_proba(mapped) for kind in kinds]
+    np.testing.assert_allclose(head.predict_proba(X), np.mean(apart, axis=0), atol=1e-12)
+    arrays, document = state_of(head)
+    again = head_from(*read_modelfile(write_modelfile(tmp_path / "head", arrays, json.loads(json.dumps(document)))))
+    assert again.get_params() == head.get_params()
+    np.testing.assert_array_equal(again.predict_log_proba(X), head.predict_log_proba(X))
+
+
+@pytest.mark.parametrize("heads", [[], [LogisticRegression()]])
+def test_a_pooled_head_is_of_heads(heads, data):
+    with pytest.raises(ParameterError, match=r"expected heads of cbdc\.heads, at least one"):
+        PooledHead(heads).fit(*data)

@@ -12,6 +12,7 @@ from .gp import RandomFeatureGPHead
 from .laplace import LaplaceHead
 from .linearized import LinearizedLaplaceHead
 from .nuts import NUTSHead
+from .pooled import PooledHead
 from .pools import LinearPool, LogarithmicPool
 from .scaling import TemperatureScaling, VectorScaling
 from .swag import SWAGHead
@@ -29,6 +30,7 @@ __all__ = [
     "LinearizedLaplaceHead",
     "LogarithmicPool",
     "NUTSHead",
+    "PooledHead",
     "RandomFeatureGPHead",
     "SWAGHead",
     "TemperatureScaling",

@@ -8,6 +8,7 @@ from .gp import RandomFeatureGPHead
 from .laplace import LaplaceHead
 from .linearized import LinearizedLaplaceHead
 from .nuts import NUTSHead
+from .pooled import PooledHead
 from .swag import SWAGHead
 from .variational import VariationalHead
 
@@ -21,6 +22,7 @@ HEADS: dict[str, type[BayesianHead]] = {
     "laplace": LaplaceHead,
     "linearized_laplace": LinearizedLaplaceHead,
     "nuts": NUTSHead,
+    "pooled": PooledHead,
     "swag": SWAGHead,
     "variational": VariationalHead,
 }

@@ -9,13 +9,14 @@ from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ..errors import ModelFileError, ParameterError
+from ..errors import ParameterError
 from ..modelfile import part_of
 from ._base import BayesianHead, case_weights, padded_blocks
-from ._registry import HEADS
+from ._mixture import Mixture
+from ._nested import head_from, state_of
 from .scaling import fit_temperature
 
-__all__ = ["LinearPool", "LogarithmicPool", "head_from", "state_of"]
+__all__ = ["LinearPool", "LogarithmicPool"]
 
 
 class LogarithmicPool(BayesianHead):
@@ -171,7 +172,7 @@ class LogarithmicPool(BayesianHead):
         return pool
 
 
-class LinearPool(BayesianHead):
+class LinearPool(Mixture):
     """Mean of the probabilities of several heads, each of which reads columns of its own: a deep ensemble.
 
     Parameters
@@ -210,8 +211,6 @@ class LinearPool(BayesianHead):
     True
     """
 
-    heads_: list[BayesianHead]
-
     def __init__(self, heads: Sequence[BayesianHead], widths: Sequence[int]) -> None:
         self.heads = heads
         self.widths = widths
@@ -235,6 +234,7 @@ class LinearPool(BayesianHead):
         """
         pool = cls(list(heads), [head.n_features_in_ for head in heads])
         pool._take(list(heads))
+        pool.n_features_in_ = sum(pool.widths)
         return pool
 
     def fit(
@@ -273,95 +273,11 @@ class LinearPool(BayesianHead):
         )
         return self
 
-    def predict_posterior(
-        self, E: ArrayLike, n_draws: int = 64, random_state: int | np.random.RandomState | None = None
-    ) -> np.ndarray:
-        """Draws of the heads in turn, each head's from its own posterior, (n_draws, n, n_classes).
-
-        Parameters
-        ----------
-        E : array-like of shape (n, n_features)
-        n_draws : int, default=64
-        random_state : int, RandomState instance or None, default=None
-            None takes the heads' own.
-        """
-        parts, m = self._columns(E), len(self.heads_)
-        draws = np.empty((n_draws, len(parts[0]), len(self.classes_)))
-        for j, (head, part) in enumerate(zip(self.heads_, parts, strict=True)):
-            if len(draws[j::m]):
-                draws[j::m] = head.predict_posterior(part, len(draws[j::m]), random_state=random_state)
-        return draws
-
-    def predict_log_proba(self, E: ArrayLike) -> np.ndarray:
-        apart = [head.predict_log_proba(part) for head, part in zip(self.heads_, self._columns(E), strict=True)]
-        return np.logaddexp.reduce(apart, axis=0) - np.log(len(apart))
-
-    def mutual_information(self, E: ArrayLike) -> np.ndarray:
-        """Entropy of the mean less the mean entropy under the heads' draws, (n,), nats."""
-        given_model = [
-            head.predictive_entropy(part) - head.mutual_information(part)
-            for head, part in zip(self.heads_, self._columns(E), strict=True)
-        ]
-        return np.maximum(self.predictive_entropy(E) - np.mean(given_model, axis=0), 0.0)
-
-    def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
-        """The heads' draws side by side; they have equal weight where every head takes as many."""
-        blocks = zip(*[head._log_draws(part) for head, part in zip(self.heads_, self._columns(E))], strict=True)
-        for parts in blocks:
-            n = np.lcm.reduce([part.shape[1] for part in parts])
-            yield np.concatenate([np.repeat(part, n // part.shape[1], axis=1) for part in parts], axis=1)
-
-    def _columns(self, E: ArrayLike) -> list[np.ndarray]:
+    def _inputs(self, E: ArrayLike) -> list[np.ndarray]:
         check_is_fitted(self)
         rows = validate_data(self, E, dtype=[np.float32, np.float64], reset=False)
         return np.split(rows, np.cumsum([head.n_features_in_ for head in self.heads_])[:-1], axis=1)
 
-    def _take(self, heads: list[BayesianHead]) -> None:
-        known = [head.classes_.tolist() for head in heads]
-        if any(classes != known[0] for classes in known):
-            raise ParameterError(f"heads: of different classes, {known}; a pool is of classifiers of the same.")
-        self.heads_, self.classes_ = heads, heads[0].classes_
-        self.n_features_in_ = sum(head.n_features_in_ for head in heads)
-
-    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        check_is_fitted(self)
-        states = [state_of(head) for head in self.heads_]
-        arrays = {f"{j}.{name}": array for j, state in enumerate(states) for name, array in state[0].items()}
-        return arrays, {"heads": [document for _, document in states]}
-
     @classmethod
     def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Self:
-        return cls.of([head_from(part_of(arrays, f"{j}."), inner) for j, inner in enumerate(document["heads"])])
-
-
-def state_of(head: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """State of a head or pool, its document with the ``kind`` that `head_from` needs.
-
-    Raises
-    ------
-    ModelFileError
-        If it is of another type.
-    """
-    kind = next((name for name, known in _kinds().items() if type(head) is known), None)
-    if kind is None:
-        raise ModelFileError(
-            f"head {type(head).__name__}: only {', '.join(sorted(HEADS))} can be saved, since an arbitrary "
-            "estimator would need a pickle."
-        )
-    arrays, document = head.get_state()
-    return arrays, document | {"kind": kind}
-
-
-def head_from(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> BayesianHead:
-    """The head or pool that `state_of` wrote down; it predicts the same bits.
-
-    Raises
-    ------
-    KeyError
-        If a part is missing.
-    """
-    return _kinds()[document["kind"]].from_state(arrays, document)
-
-
-def _kinds() -> dict[str, type[BayesianHead]]:
-    return HEADS | {"linear_pool": LinearPool, "logarithmic_pool": LogarithmicPool}
+        return cls.of(cls._heads_from(arrays, document))

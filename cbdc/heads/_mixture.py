@@ -1,0 +1,85 @@
+"""`Mixture`: base of heads whose posterior is the mixture of several heads' with equal weights."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+from ..errors import ParameterError
+from ..modelfile import part_of
+from ._base import BayesianHead
+from ._nested import head_from, state_of
+
+__all__ = ["Mixture"]
+
+
+class Mixture(BayesianHead):
+    """Mean of the probabilities of several heads.
+
+    A subclass fits `heads_`, hands them to `_take`, and implements `_inputs`.
+    """
+
+    heads_: list[BayesianHead]
+
+    @abstractmethod
+    def _inputs(self, E: ArrayLike) -> list[np.ndarray]:
+        """What each head reads of the checked rows."""
+
+    def predict_posterior(
+        self, E: ArrayLike, n_draws: int = 64, random_state: int | np.random.RandomState | None = None
+    ) -> np.ndarray:
+        """Draws of the heads in turn, each head's from its own posterior, (n_draws, n, n_classes).
+
+        Parameters
+        ----------
+        E : array-like of shape (n, n_features)
+        n_draws : int, default=64
+        random_state : int, RandomState instance or None, default=None
+            None takes the heads' own.
+        """
+        parts, m = self._inputs(E), len(self.heads_)
+        draws = np.empty((n_draws, len(parts[0]), len(self.classes_)))
+        for j, (head, part) in enumerate(zip(self.heads_, parts, strict=True)):
+            if len(draws[j::m]):
+                draws[j::m] = head.predict_posterior(part, len(draws[j::m]), random_state=random_state)
+        return draws
+
+    def predict_log_proba(self, E: ArrayLike) -> np.ndarray:
+        parts = self._inputs(E)
+        apart = [head.predict_log_proba(part) for head, part in zip(self.heads_, parts, strict=True)]
+        return np.logaddexp.reduce(apart, axis=0) - np.log(len(apart))
+
+    def mutual_information(self, E: ArrayLike) -> np.ndarray:
+        """Entropy of the mean less the mean entropy under the heads' draws, (n,), nats."""
+        parts = self._inputs(E)
+        given_model = [
+            head.predictive_entropy(part) - head.mutual_information(part)
+            for head, part in zip(self.heads_, parts, strict=True)
+        ]
+        return np.maximum(self.predictive_entropy(E) - np.mean(given_model, axis=0), 0.0)
+
+    def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
+        """The heads' draws side by side, repeated so that each head has as many."""
+        parts = self._inputs(E)
+        for blocks in zip(*[head._log_draws(part) for head, part in zip(self.heads_, parts, strict=True)], strict=True):
+            n = np.lcm.reduce([block.shape[1] for block in blocks])
+            yield np.concatenate([np.repeat(block, n // block.shape[1], axis=1) for block in blocks], axis=1)
+
+    def _take(self, heads: list[BayesianHead]) -> None:
+        known = [head.classes_.tolist() for head in heads]
+        if any(classes != known[0] for classes in known):
+            raise ParameterError(f"heads: of different classes, {known}; a pool is of classifiers of the same.")
+        self.heads_, self.classes_ = heads, heads[0].classes_
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        check_is_fitted(self)
+        states = [state_of(head) for head in self.heads_]
+        arrays = {f"{j}.{name}": array for j, state in enumerate(states) for name, array in state[0].items()}
+        return arrays, {"heads": [document for _, document in states]}
+
+    @staticmethod
+    def _heads_from(arrays: dict[str, np.ndarray], document: dict[str, Any]) -> list[BayesianHead]:
+        return [head_from(part_of(arrays, f"{j}."), inner) for j, inner in enumerate(document["heads"])]
