@@ -13,12 +13,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from .backbones import FineTuner, ImageEmbedder
+from .backbones.embedder import as_sources
 from .backbones.union import joined
 from .conformal import Certificate, ConformalClassifier
 from .datasets import LesionDataset, check_leakage
 from .diagnosis import Diagnosis
 from .errors import DatasetError, ImageError, LeakageError, ParameterError
-from .heads import BayesianHead, LinearPool, LogarithmicPool, make_head
+from .heads import BayesianHead, LaplaceHead, LinearPool, LogarithmicPool, PooledHead, make_head
 from .images import LesionImage, image_name, read_images
 from .quality import assess_quality
 from .saving import load_classifier, save_classifier
@@ -37,12 +38,13 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     backbone : str or sequence of str, default="efficientnet_lite0"
-        Name of the network, see `cbdc.backbones.list_backbones`. Several names, which may be the same, make a deep
-        ensemble: each network gets a head of its own, and their probabilities are averaged, see
-        `cbdc.heads.LinearPool`.
-    head : str or classifier, default="laplace"
-        Bayesian head over the embeddings, by its name in `cbdc.heads.HEADS`. A scikit-learn classifier is cloned and
-        used; only named heads can be saved.
+        Name of the network, see `cbdc.backbones.list_backbones`. Several names make a deep ensemble: each network gets
+        a head of its own, and their probabilities are averaged, see `cbdc.heads.LinearPool`. With `fine_tune` a name
+        may come twice.
+    head : str or classifier, default="auto"
+        Bayesian head over the embeddings, by its name in `cbdc.heads.HEADS`; ``"auto"`` is ``PooledHead(feature_map=
+        "hellinger")`` over a frozen network and `LaplaceHead` over a fine-tuned one, as measured in docs/heads.md and
+        docs/fine_tuning.md. A scikit-learn classifier is cloned and used; only heads of cbdc can be saved.
     weights : str or Path, default="default"
         Weights of the network: ``"default"``, a file, or ``"random"``.
     fine_tune : FineTuner, bool or None, default=None
@@ -52,7 +54,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         checkpoint.
     pool : bool, default=True
         With `fine_tune`: pools the head with the classifier that the network was trained with, see
-        `cbdc.heads.LogarithmicPool`. A `head` that is no Bayesian head is left as it is.
+        `cbdc.heads.LogarithmicPool`. A `head` that is no Bayesian head, or has a class_weight, which the network's
+        classifier has not, is left as it is.
     image_size : int or None, default=None
         Side of the network's square input, in pixels; None is the size that it was trained at.
     color_constancy : {"shades_of_gray"} or None, default=None
@@ -135,7 +138,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         backbone: str | Sequence[str] = "efficientnet_lite0",
-        head: str | ClassifierMixin = "laplace",
+        head: str | ClassifierMixin = "auto",
         *,
         weights: str | Path = "default",
         fine_tune: FineTuner | bool | None = None,
@@ -238,14 +241,17 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 "prefit=True, condition_on='cluster') over embeddings, with its tune and conformalize."
             )
         embedders = self._make_embedders()
-        head = make_head(self.head, random_state=self.random_state) if isinstance(self.head, str) else clone(self.head)
+        head = self._make_head()
         if len(embedders) > 1 and not isinstance(head, BayesianHead):
             raise ParameterError(f"head: several backbones take a head of cbdc.heads each; got {type(head).__name__}.")
         units = self._units(X, head)
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            del self.__dict__[
+                name
+            ]  # of an earlier fit: should this one fail, nothing is left that speaks of other data
         self.provenance_: dict[str, Any] = {"training": _provenance(X, labels)}
-        self.__dict__.pop("fine_tuners_", None)
         if self.fine_tune:
-            self.fine_tuners_ = [self._make_fine_tuner(j, one).fit(X, y) for j, one in enumerate(embedders)]
+            self.fine_tuners_ = [tuner.fit(X, y) for tuner in self._make_fine_tuners(embedders)]
             self.provenance_["fine_tuning"] = [_tuning(tuner) for tuner in self.fine_tuners_]
             embedders = [tuner.embedder_ for tuner in self.fine_tuners_]
             heads = [self._head_of(tuner, head, images, labels, units) for tuner in self.fine_tuners_]
@@ -255,8 +261,6 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = self.head_.classes_
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self._seen = {"training": X} if isinstance(X, LesionDataset) else {}
-        for name in ("conformal_", "notes_"):  # of an earlier fit: worth nothing now
-            self.__dict__.pop(name, None)
         return self
 
     def conformalize(self, X: Any, y: Any = None, *, groups: Any = None, unit: str | None = None) -> "CBDCClassifier":
@@ -558,10 +562,24 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             random_state=self.random_state,
         )
 
+    def _make_head(self) -> Any:
+        if not isinstance(self.head, str):
+            return clone(self.head)
+        if self.head != "auto":
+            return make_head(self.head, random_state=self.random_state)
+        if self.fine_tune:
+            return LaplaceHead(random_state=self.random_state)
+        return PooledHead(feature_map="hellinger", random_state=self.random_state)
+
     def _make_embedders(self) -> list[ImageEmbedder]:
         names = [self.backbone] if isinstance(self.backbone, str) else list(self.backbone)
         if not names:
             raise ParameterError("backbone: got no name. Fix: give one, or several for an ensemble.")
+        if len(set(names)) < len(names) and not self.fine_tune:
+            raise ParameterError(
+                f"backbone: got {names}; a network that is not fine-tuned is the same twice. Fix: other names, or "
+                "fine_tune."
+            )
         if len(names) > 1 and self.weights not in ("default", "random"):
             raise ParameterError("weights: one file is not that of several backbones. Fix: weights='default'.")
         return [
@@ -579,28 +597,31 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             for name in names
         ]
 
-    def _make_fine_tuner(self, number: int, embedder: ImageEmbedder) -> FineTuner:
-        """That of one of the networks, from 0."""
-        tuner = clone(self.fine_tune) if isinstance(self.fine_tune, FineTuner) else FineTuner(verbose=self.verbose)
-        if tuner.embedder is not None:
+    def _make_fine_tuners(self, embedders: list[ImageEmbedder]) -> list[FineTuner]:
+        asked = self.fine_tune if isinstance(self.fine_tune, FineTuner) else FineTuner(verbose=self.verbose)
+        if asked.embedder is not None:
             raise ParameterError(
                 "fine_tune: its embedder is that of the classifier. Fix: leave embedder out, and give backbone, "
                 "weights, image_size, color_constancy and n_views to CBDCClassifier."
             )
-        seed = self.random_state if tuner.random_state is None else tuner.random_state
-        if isinstance(seed, Integral):
-            seed = int(seed) + number
-        tuner.set_params(embedder=embedder, random_state=seed)
-        if tuner.checkpoint is not None and number:
-            path = Path(tuner.checkpoint)
-            tuner.set_params(checkpoint=path.with_stem(f"{path.stem}-{number}"))
-        return tuner
+        seed = self.random_state if asked.random_state is None else asked.random_state
+        tuners = []
+        for number, embedder in enumerate(embedders):
+            own = int(seed) + number if isinstance(seed, Integral) else seed
+            if isinstance(own, np.random.RandomState):
+                own = own.randint(2**31)  # here, since a clone would draw the same again for each network
+            tuner = clone(asked).set_params(embedder=embedder, random_state=own)
+            if asked.checkpoint is not None and number:
+                path = Path(asked.checkpoint)
+                tuner.set_params(checkpoint=path.with_stem(f"{path.stem}-{number}"))
+            tuners.append(tuner)
+        return tuners
 
     def _head_of(self, tuner: FineTuner, head: Any, images: Any, labels: np.ndarray, units: dict[str, Any]) -> Any:
         """A head fitted on what the network was not trained on."""
         rows = tuner.held_out_
         head = clone(head)
-        if self.pool and isinstance(head, BayesianHead):
+        if self.pool and isinstance(head, BayesianHead) and head.class_weight is None:
             head = LogarithmicPool(head, tuner.coef_, tuner.intercept_ + tuner.offset_)
         embeddings = tuner.transform([images[row] for row in rows])
         return head.fit(embeddings, labels[rows], **{name: values[rows] for name, values in units.items()})
@@ -648,6 +669,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 def _images_and_labels(X: Any, y: Any) -> tuple[Any, np.ndarray]:
     if isinstance(X, LesionDataset):
         return X.images, X.labels
+    X = as_sources(X)  # by position from here on, whatever index a Series has
     if y is None:
         raise ValueError("y is missing: give the labels, or a LesionDataset, which brings its own.")
     if len(X) != len(y):

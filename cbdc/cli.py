@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, option in _FINE_TUNE.items():
         fit.add_argument(f"--{name.replace('_', '-')}", **option)
-    fit.add_argument("--head", default="laplace", help="Bayesian head: a name in cbdc.heads.HEADS")
+    fit.add_argument("--head", default="auto", help="Bayesian head: auto, or a name in cbdc.heads.HEADS")
     fit.add_argument("--feature-map", choices=["hellinger"], help="of the embeddings, before the head: square roots")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
     fit.add_argument("--score", default="lac", choices=scores, help="conformity score")
@@ -340,6 +340,8 @@ def _head(arguments: argparse.Namespace) -> "str | BayesianHead":
         return arguments.head
     from .heads import make_head
 
+    if arguments.head == "auto":
+        raise ParameterError("--feature-map: it goes with a --head by name; auto brings its own. Fix: give --head too.")
     head = make_head(arguments.head, random_state=arguments.seed)
     if "feature_map" not in head.get_params():
         raise ParameterError(

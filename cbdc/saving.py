@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 
 from . import __version__
 from .backbones import FineTuner
@@ -11,7 +12,7 @@ from .backbones.networks import backbone_of, network_arrays
 from .backbones.union import joined
 from .conformal import ConformalClassifier
 from .errors import MissingWeightsError, ModelFileError
-from .heads import HEADS
+from .heads import LinearPool, LogarithmicPool
 from .heads._nested import head_from, state_of
 from .modelfile import part_of, read_modelfile, write_modelfile
 from .taxonomy import Taxonomy
@@ -31,10 +32,13 @@ def save_classifier(clf: Any, path: Path, notes: dict[str, Any]) -> Path:
     arrays |= {"golden.embedding": golden, **_golden_prediction(clf, golden)}
     parameters = clf.get_params(deep=False)
     if not isinstance(clf.head, str):
-        parameters["head"] = next(name for name, head in HEADS.items() if isinstance(clf.head, head))
+        parameters["head"] = None  # it is made again from the fitted one
+    embedders = getattr(clf.embedder_, "embedders_", [clf.embedder_])
+    names = [embedder.backbone for embedder in embedders]
+    parameters["backbone"] = names if len(names) > 1 else names[0]
     parameters["fine_tune"] = None
     if "fine_tuning" in clf.provenance_:
-        for j, embedder in enumerate(getattr(clf.embedder_, "embedders_", [clf.embedder_])):
+        for j, embedder in enumerate(embedders):
             arrays |= {f"network.{j}.{name}": value for name, value in network_arrays(embedder.backbone_).items()}
         (tuner, *_) = getattr(clf, "fine_tuners_", [clf.fine_tune])
         parameters["fine_tune"] = _settings_of(tuner or FineTuner())
@@ -76,6 +80,8 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
         clf = cls(**known)
         clf.head_ = head_from(part_of(arrays, "head."), document["head"])
         clf.classes_ = clf.head_.classes_
+        if clf.head is None:
+            clf.head = _asked_head(clf.head_)
         if [str(label) for label in clf.classes_] != document["classes"]:
             raise ModelFileError(f"{path.name}: the head's classes are in another order than the model's. Fit again.")
         clf.conformal_ = ConformalClassifier.from_state(
@@ -105,6 +111,13 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
         )
     _replay(clf, path.name, arrays, golden)
     return clf
+
+
+def _asked_head(head: Any) -> Any:
+    """The head that was given, unfitted, from what became of it."""
+    while isinstance(head, LinearPool | LogarithmicPool):
+        head = head.heads_[0] if isinstance(head, LinearPool) else head.head_
+    return clone(head)
 
 
 def _replay(clf: Any, name: str, arrays: dict[str, np.ndarray], golden: np.ndarray) -> None:

@@ -192,7 +192,10 @@ class LaplaceTorch(ClassifierMixin, BaseEstimator):
 
 MODELS: dict[str, Callable[..., Any]] = {
     **{kind: head(kind) for kind in HEADS},
-    **{f"{kind} hellinger": head(kind, feature_map="hellinger") for kind in ("laplace", "swag", "dropout", "gp")},
+    **{
+        f"{kind} hellinger": head(kind, feature_map="hellinger")
+        for kind in ("laplace", "swag", "dropout", "gp", "pooled")
+    },
     "laplace by unit": lambda E, y, groups, seed: make_head("laplace", random_state=seed).fit(E, y, groups=groups),
     "logistic": logistic,
     "temperature": temperature,

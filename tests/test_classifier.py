@@ -6,13 +6,16 @@ import json
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 
-from cbdc import CBDCClassifier, make_lesions
+from cbdc import CBDCClassifier, LaplaceHead, make_lesions
+from cbdc.backbones import FineTuner
 from cbdc.errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
-from cbdc.heads import HEADS, make_head
+from cbdc.heads import HEADS, PooledHead, make_head
 from cbdc.images import write_image
 from cbdc.modelfile import read_modelfile, write_modelfile
 
@@ -237,6 +240,47 @@ def test_saved_model_predicts_the_same(fitted, saved, parts, cache):
     assert loaded.diagnose(test.images[0]) == fitted.diagnose(test.images[0])
     assert loaded.notes_ == {"split": "mine"}
     assert loaded.taxonomy_ == fitted.taxonomy_
+
+
+def test_images_in_a_series_are_taken_by_position(parts, cache):
+    """A shuffled index, as train_test_split leaves it, must not pair images with other labels."""
+    train, _, test = parts
+    rows = np.random.default_rng(0).permutation(len(train))
+    images = pd.Series([train.images[i] for i in rows], index=rows)
+    labels = pd.Series(train.labels[rows], index=rows)
+    fine_tune = FineTuner(epochs=1, augment=None)
+    clf = CBDCClassifier(image_size=32, fine_tune=fine_tune, random_state=0)
+    as_series, as_list = clone(clf).fit(images, labels), clone(clf).fit(list(images), list(labels))
+    np.testing.assert_array_equal(as_series.predict_proba(test.images), as_list.predict_proba(test.images))
+
+
+def test_a_refit_that_fails_leaves_nothing_of_the_fit_before(parts, cache):
+    train, calibration, _ = parts
+    clf = CBDCClassifier(condition_on=None, confidence_level=LEVEL, cache_dir=cache, random_state=0)
+    clf.fit(train).conformalize(calibration)
+    with pytest.raises(ImageError):
+        clf.fit(["no file"] * 4, ["mel", "nv"] * 2)
+    with pytest.raises(NotFittedError):
+        clf.certificate()
+    with pytest.raises(NotFittedError):
+        clf.predict_proba(train.images[:1])
+
+
+def test_a_loaded_model_knows_the_head_that_was_asked_for(parts, cache, tmp_path):
+    train, calibration, _ = parts
+    head = LaplaceHead(feature_map="hellinger", class_weight="balanced")
+    clf = CBDCClassifier(head=head, condition_on=None, confidence_level=LEVEL, cache_dir=cache, random_state=0)
+    path = clf.fit(train).conformalize(calibration).save(tmp_path / "m.cbdc")
+    loaded = CBDCClassifier.load(path, cache_dir=cache)
+    assert loaded.head.get_params() == head.get_params()
+    again = CBDCClassifier.load(loaded.save(tmp_path / "again.cbdc"), cache_dir=cache)
+    assert again.head.get_params() == head.get_params()
+
+
+def test_the_default_head_is_pooled_over_a_frozen_network(parts, cache):
+    head = CBDCClassifier(cache_dir=cache, random_state=0).fit(parts[0]).head_
+    assert type(head) is PooledHead
+    assert head.feature_map == "hellinger"
 
 
 @pytest.mark.parametrize("head", ["dirichlet", "dropout", "ensemble", "gp", "swag"])

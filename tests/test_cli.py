@@ -166,7 +166,8 @@ def test_slips_are_told_before_anything_is_embedded(manifest, arguments, message
 def test_the_feature_map_is_that_of_the_head(lesions_folder, tmp_path):
     model = tmp_path / "m.cbdc"
     data = ["fit", "folder", "--root", str(lesions_folder), "--out", str(model), "--quiet"]
-    assert main([*data, "--feature-map", "hellinger"]) == 0
+    assert main([*data, "--feature-map", "hellinger"]) == 1  # of which head?
+    assert main([*data, "--head", "laplace", "--feature-map", "hellinger"]) == 0
     assert CBDCClassifier.load(model).head_.feature_map == "hellinger"
 
 

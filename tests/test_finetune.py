@@ -1,5 +1,6 @@
 """Fine-tuning: what is held out, losses, rates, freezing, resuming, and the way through `CBDCClassifier`."""
 
+import dataclasses
 import json
 import warnings
 
@@ -501,6 +502,44 @@ def test_an_ensemble_averages_networks_that_hold_out_other_lesions(lesions, tmp_
     assert loaded.certificate().hashes["embedder"] == clf.embedder_.fingerprint_
 
 
+@pytest.mark.parametrize("of", ["tuner", "classifier"])
+def test_networks_of_one_generator_differ(of, lesions):
+    generator = np.random.RandomState(0)
+    seeds = {"tuner": (generator, None), "classifier": (None, generator)}[of]
+    clf = CBDCClassifier(
+        ["efficientnet_lite0"] * 2,
+        image_size=SIZE,
+        fine_tune=FineTuner(epochs=1, random_state=seeds[0]),
+        random_state=seeds[1],
+    ).fit(lesions[0])
+    first, second = clf.fine_tuners_
+    assert set(first.held_out_) != set(second.held_out_)
+    assert first.embedder_.fingerprint_ != second.embedder_.fingerprint_
+
+
+def test_a_weighted_loss_is_undone_in_the_probabilities():
+    counts = np.array([900, 90, 10])
+    loss = Loss("class_balanced", counts)
+    weights = loss(torch.zeros(3, 3), torch.arange(3)) / np.log(3)
+    z = torch.randn(3, generator=torch.Generator().manual_seed(0))
+    tilted = torch.softmax(z, 0)  # where the weighted loss is least, this is proportional to weight times probability
+    expected = tilted / weights
+    np.testing.assert_allclose(torch.softmax(z + loss.offset, 0), expected / expected.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "side"), [(48, 48), (48, 56), (40, 224), (112, 112), (128, 192)])
+def test_growing_images_never_shrink(first, side):
+    settings = dataclasses.replace(quick()._settings(0), n_epochs=6, first_size=first)
+    sides = [training.size_of_epoch(number, settings, (side, side))[0] for number in range(6)]
+    assert sides == sorted(sides)
+    assert sides[-1] == side
+
+
+def test_a_network_of_one_size_takes_no_first_size():
+    with pytest.raises(ParameterError, match="vit_b_16 takes no images of 64 pixels"):
+        FineTuner(ImageEmbedder("vit_b_16", weights="random"), first_size=64).fit(*plain_images(4))
+
+
 def test_frozen_networks_make_an_ensemble_too(lesions):
     train, _, test = lesions
     options = {"weights": "random", "image_size": SIZE, "random_state": 0}
@@ -518,8 +557,12 @@ def test_without_pool_the_head_is_alone(lesions):
     ("parameters", "message"),
     [
         ({"backbone": []}, "backbone: got no name"),
-        ({"backbone": ["resnet18"] * 2, "weights": "resnet.pt"}, "one file is not that of several"),
-        ({"backbone": ["resnet18"] * 2, "head": LogisticRegression()}, "several backbones take a head of cbdc.heads"),
+        ({"backbone": ["resnet18", "resnet50"], "weights": "resnet.pt"}, "one file is not that of several"),
+        ({"backbone": ["resnet18"] * 2}, "a network that is not fine-tuned is the same twice"),
+        (
+            {"backbone": ["resnet18", "resnet50"], "head": LogisticRegression()},
+            "several backbones take a head of cbdc.heads",
+        ),
     ],
 )
 def test_ensembles_that_cannot_be(parameters, message, lesions):

@@ -177,12 +177,24 @@ def test_what_does_not_fit_is_told(data):
     coef, intercept = network()
     with pytest.raises(ParameterError, match=r"they have to be \(3, 8\) and \(3,\)"):
         LogarithmicPool(LaplaceHead(), coef[:2], intercept[:2]).fit(X, y)
-    with pytest.raises(ParameterError, match="one number of columns for each head"):
+    with pytest.raises(ParameterError, match="one number of columns"):
         LinearPool([LaplaceHead(), LaplaceHead()], widths=[4, 5]).fit(X, y)
     with pytest.raises(ParameterError, match="of different classes"):
         LinearPool.of([LaplaceHead().fit(X, y), LaplaceHead().fit(X[y > 0], y[y > 0])])
     with pytest.raises(ModelFileError, match="would need a pickle"):
         state_of(LogisticRegression())
+    with pytest.raises(ParameterError, match="above 0, for each head"):
+        LinearPool([LaplaceHead(), LaplaceHead()], widths=[9, -1]).fit(X, y)
+    with pytest.raises(ParameterError, match="got none"):
+        LinearPool.of([])
+    with pytest.raises(ParameterError, match="NaN or infinity"):
+        LogarithmicPool(LaplaceHead(), coef * np.nan, intercept).fit(X, y)
+    with pytest.raises(ParameterError, match="another prevalence"):
+        LogarithmicPool(LaplaceHead(class_weight="balanced"), coef, intercept).fit(X, y)
+    with pytest.raises(ParameterError, match="expected a head of cbdc"):
+        LogarithmicPool(LogisticRegression(), coef, intercept).fit(X, y)
+    with pytest.raises(ParameterError, match="of different classes"):
+        LinearPool.of([LaplaceHead().fit(X, y > 0), LaplaceHead().fit(X, (y > 0).astype(int))])
     pool = LinearPool([LaplaceHead(), LaplaceHead()], widths=[3, 5]).fit(X, y)
     with pytest.raises(ValueError, match="features"):
         pool.predict_proba(X[:, :7])

@@ -26,7 +26,7 @@ from ..perturb import PERTURBATIONS
 from .augment import MARGIN, Augmenter
 from .embedder import ImageEmbedder, as_sources, listed
 from .losses import LOSSES, Loss
-from .networks import create_backbone, finished_backbone
+from .networks import Backbone, create_backbone, finished_backbone
 from .training import Data, Settings, seconds_per_image, size_of_epoch, train
 
 __all__ = ["LIGHT", "FineTuner"]
@@ -51,7 +51,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Budget of time: `epochs` is lowered to what a few measured steps say will fit, see `n_epochs_`. The same number
         of epochs asked for gives the same network; the same number of minutes may not.
     first_size : int or None, default=None
-        Side of the images of the first epoch, in pixels; it grows evenly, in steps of 32, to the embedder's. Small
+        Side of the images of the first epoch, in pixels; it grows evenly, rounded to 32, to the embedder's. Small
         images are quick, and train well what large ones then refine (progressive learning: Tan and Le,
         arXiv:2104.00298). None trains at the embedder's size throughout.
     blocks : int or None, default=None
@@ -287,6 +287,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
                 f"first_size: got {self.first_size} for an input of {min(backbone.input_size)} pixels; images may grow "
                 "only. Fix: lower first_size, or raise the embedder's image_size."
             )
+        if self.first_size is not None:
+            _check_takes(backbone, int(self.first_size))
         margin = 1.0 if self.augment is None else MARGIN
         store, shown, hashes = _pixels(embedder, sources, backbone.input_size, margin, self.held_out_)
         trained = np.setdiff1d(np.arange(len(codes)), self.held_out_)
@@ -424,6 +426,16 @@ def hold_out(codes: np.ndarray, groups: np.ndarray, fraction: float, classes: np
         n = int(np.clip(round(fraction * len(members)), 1, len(members) - 1))
         chosen.append(rng.permutation(members)[:n])
     return np.flatnonzero(np.isin(group_codes, np.concatenate(chosen)))
+
+
+def _check_takes(backbone: Backbone, side: int) -> None:
+    try:
+        with torch.no_grad():
+            backbone.network.eval()(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError) as error:
+        raise ParameterError(
+            f"first_size: {backbone.name} takes no images of {side} pixels ({error}). Fix: leave first_size out."
+        ) from error
 
 
 def _labelled(X: Any, y: Any, groups: Any) -> tuple[list[Any], np.ndarray, np.ndarray]:

@@ -28,7 +28,8 @@ class Loss:
     Attributes
     ----------
     offset : Tensor of shape (n_classes,)
-        Softmax of the logits plus this are the probabilities: 0, but for ``logit_adjusted``.
+        Softmax of the logits plus this are the probabilities of the population that was trained on: log pi for
+        ``logit_adjusted``, minus the logarithm of the weights for ``class_balanced``, which tilt them, and 0 otherwise.
 
     Notes
     -----
@@ -51,10 +52,15 @@ class Loss:
         effective = (1 - _BETA ** torch.from_numpy(counts).double()) / (1 - _BETA)
         weights = 1 / effective
         self._weights = (weights / (weights * shares).sum()).float()
-        self.offset = shares.log().float() if name == "logit_adjusted" else torch.zeros(len(counts))
+        self.offset = torch.zeros(len(counts))
+        if name == "logit_adjusted":
+            self.offset = shares.log().float()
+        elif name == "class_balanced":
+            self.offset = -self._weights.log()
 
     def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        logits = logits + self.offset.to(logits.device)
+        if self.name == "logit_adjusted":
+            logits = logits + self.offset.to(logits.device)
         losses = cross_entropy(logits, y, reduction="none", label_smoothing=self.label_smoothing)
         if self.name == "class_balanced":
             return losses * self._weights.to(y.device)[y]

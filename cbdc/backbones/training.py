@@ -174,8 +174,12 @@ def size_of_epoch(number: int, settings: Settings, input_size: tuple[int, int]) 
     first, n = settings.first_size, settings.n_epochs
     if first is None or number >= n - 1:
         return input_size
-    height, width = (round((first + (side - first) * number / (n - 1)) / _STRIDE) * _STRIDE for side in input_size)
-    return height, width
+    height, width = (first + (side - first) * number / (n - 1) for side in input_size)
+    return min(_rounded(height), input_size[0]), min(_rounded(width), input_size[1])
+
+
+def _rounded(side: float) -> int:
+    return max(1, round(side / _STRIDE)) * _STRIDE
 
 
 def stages_of(network: nn.Module) -> list[nn.Module]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
-from .embedder import ImageEmbedder, listed
+from .embedder import ImageEmbedder, as_sources, listed
 
 __all__ = ["EmbedderUnion", "joined"]
 
@@ -52,7 +52,8 @@ class EmbedderUnion:
 
     def embed(self, X: Any) -> tuple[np.ndarray, dict[int, ImageError]]:
         """As `ImageEmbedder.embed`."""
-        parts = [one.embed(X) for one in self.embedders_]
+        sources = as_sources(X)
+        parts = [one.embed(sources) for one in self.embedders_]
         return np.hstack([embeddings for embeddings, _ in parts]), parts[0][1]
 
 

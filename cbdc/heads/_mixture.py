@@ -33,6 +33,8 @@ class Mixture(BayesianHead):
     ) -> np.ndarray:
         """Draws of the heads in turn, each head's from its own posterior, (n_draws, n, n_classes).
 
+        A multiple of the number of heads gives each the same weight.
+
         Parameters
         ----------
         E : array-like of shape (n, n_features)
@@ -69,9 +71,12 @@ class Mixture(BayesianHead):
             yield np.concatenate([np.repeat(block, n // block.shape[1], axis=1) for block in blocks], axis=1)
 
     def _take(self, heads: list[BayesianHead]) -> None:
-        known = [head.classes_.tolist() for head in heads]
-        if any(classes != known[0] for classes in known):
-            raise ParameterError(f"heads: of different classes, {known}; a pool is of classifiers of the same.")
+        if not heads:
+            raise ParameterError("heads: got none; a pool takes at least one.")
+        known = [head.classes_ for head in heads]
+        if any(own.dtype.kind != known[0].dtype.kind or own.tolist() != known[0].tolist() for own in known):
+            shown = ", ".join(str(own.tolist()) for own in known)
+            raise ParameterError(f"heads: of different classes, {shown}; a pool is of classifiers of the same.")
         self.heads_, self.classes_ = heads, heads[0].classes_
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

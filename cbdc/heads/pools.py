@@ -20,7 +20,7 @@ __all__ = ["LinearPool", "LogarithmicPool"]
 
 
 class LogarithmicPool(BayesianHead):
-    """Geometric mean of a Bayesian head's probabilities and of those of the classifier that a network was trained with.
+    """A Bayesian head and the classifier that a network was trained with: the geometric mean of their probabilities.
 
     A network that is fine-tuned has a linear classifier of its own, which saw far more lesions than the head, which is
     fitted on those that were held out, but is too sure of itself. Its temperature is fitted on the same lesions as the
@@ -45,9 +45,11 @@ class LogarithmicPool(BayesianHead):
 
     Notes
     -----
-    Each draw of the head's posterior is pooled, with equal weights: p is proportional to the root of p_head * p_network
-    (a logarithmic opinion pool, or product of experts). The network's classifier has no posterior, so that the mutual
-    information is what the head does not know, halved in the log-odds.
+    Each draw of the head's posterior is pooled, with equal weights: p is proportional to the root of p_draw * p_network
+    (a logarithmic opinion pool, or product of experts), and the prediction is the mean over the draws; a head's
+    `predictive` that takes none has no say. The network's classifier has no posterior, so that the mutual information
+    is what the head does not know, halved in the log-odds. Both have to speak of the same prevalence: a head with a
+    class_weight is refused.
 
     References
     ----------
@@ -107,6 +109,13 @@ class LogarithmicPool(BayesianHead):
         ParameterError
             If the classifier is not of the labels' classes or of the embeddings' features.
         """
+        if not isinstance(self.head, BayesianHead):
+            raise ParameterError(f"head: got {self.head!r}; expected a head of cbdc.heads, such as LaplaceHead().")
+        if self.head.class_weight is not None:
+            raise ParameterError(
+                f"head: its class_weight is {self.head.class_weight!r}; it speaks of another prevalence than the "
+                "network's classifier. Fix: a head without, or the head alone."
+            )
         rows, labels = validate_data(self, E, y, dtype=np.float64)
         weights = case_weights(rows, sample_weight, groups)[0]
         self.head_ = clone(self.head).fit(E, y, sample_weight=sample_weight, groups=groups)
@@ -118,6 +127,8 @@ class LogarithmicPool(BayesianHead):
                 f"coef, intercept: of shape {self.coef_.shape} and {self.intercept_.shape}; with {shape[0]} classes "
                 f"in y and {shape[1]} features they have to be {shape} and {shape[:1]}."
             )
+        if not (np.isfinite(self.coef_).all() and np.isfinite(self.intercept_).all()):
+            raise ParameterError("coef, intercept: they hold NaN or infinity. Fix: train the network again.")
         kept = weights > 0
         log_proba = log_softmax(rows[kept] @ self.coef_.T + self.intercept_, axis=1)
         codes = np.searchsorted(self.classes_, labels[kept])
@@ -232,6 +243,8 @@ class LinearPool(Mixture):
         ParameterError
             If they do not know the same classes.
         """
+        for head in heads:
+            check_is_fitted(head)
         pool = cls(list(heads), [head.n_features_in_ for head in heads])
         pool._take(list(heads))
         pool.n_features_in_ = sum(pool.widths)
@@ -259,10 +272,10 @@ class LinearPool(Mixture):
             Itself.
         """
         rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
-        if not self.heads or len(self.widths) != len(self.heads) or sum(self.widths) != rows.shape[1]:
+        if len(self.widths) != len(self.heads) or min(self.widths, default=0) < 1 or sum(self.widths) != rows.shape[1]:
             raise ParameterError(
                 f"widths: got {list(self.widths)} for {len(self.heads)} heads and {rows.shape[1]} features; give one "
-                "number of columns for each head, which sum to the features."
+                "number of columns, above 0, for each head; they sum to the features."
             )
         parts = np.split(rows, np.cumsum(self.widths)[:-1], axis=1)
         self._take(
