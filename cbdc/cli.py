@@ -253,7 +253,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     lesions = make_lesions(arguments.n, random_state=arguments.seed)
     train, calibration, test = lesions.split(random_state=arguments.seed)
     print(f"   split by {lesions.unit}: {len(train)} to train, {len(calibration)} to calibrate, {len(test)} to test")
-    print("2. Embedding them with EfficientNet-Lite0 (ImageNet weights) and fitting the Laplace head ...")
+    print("2. Embedding them with EfficientNet-Lite0 (ImageNet weights) and fitting the Bayesian heads ...")
     clf = CBDCClassifier(verbose=True, random_state=arguments.seed).fit(train)
     print("3. Conformal calibration, one image a unit, a threshold for each diagnosis ...")
     clf.conformalize(calibration)
