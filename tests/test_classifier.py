@@ -323,7 +323,8 @@ def test_golden_prediction_is_replayed_on_load(saved, tmp_path):
         document["embedder_fingerprint"] = "0" * 64
 
     def other_class_order(_, document):
-        document["head"]["classes"] = document["head"]["classes"][::-1]
+        for head in document["head"]["heads"]:
+            head["classes"] = head["classes"][::-1]
 
     def other_scores(arrays, _):
         arrays["conformal.scores"] = arrays["conformal.scores"] - 1
