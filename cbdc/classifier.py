@@ -1,5 +1,6 @@
 """`CBDCClassifier`: images to calibrated prediction sets. Glue; no algorithm here."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import entr
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
@@ -443,10 +445,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             return [row for row in rows if row is not None]
         embeddings = self.embedder_.transform(list(good.values()))
         groups = None if groups is None else np.asarray(groups)[list(good)]
-        probabilities = self.head_.predict_proba(embeddings)
-        entropy, information = _uncertainty(self.head_, embeddings, probabilities)
-        sets = self.conformal_.predict_set(embeddings, level, groups=groups)
-        p_values = self.conformal_.p_values(embeddings, groups=groups)
+        known = _Predicted(self.head_, embeddings)
+        probabilities, entropy, information = known.predict_proba(), known.entropy, known.information
+        conformal = copy.copy(self.conformal_)
+        conformal.estimator_ = known
+        sets = conformal.predict_set(embeddings, level, groups=groups)
+        p_values = conformal.p_values(embeddings, groups=groups)
         pixels = [image.pixels for image in good.values()]
         stable = [math.nan] * len(good) if stability is None else stability.p_values(pixels).tolist()
         guarantee = str(self.certificate(level))
@@ -701,9 +705,24 @@ def _tuning(tuner: FineTuner) -> dict[str, Any]:
     }
 
 
-def _uncertainty(head: Any, embeddings: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predictive entropy and mutual information in nats; the latter NaN for a head without a posterior."""
-    if hasattr(head, "mutual_information"):
-        return head.predictive_entropy(embeddings), head.mutual_information(embeddings)
-    safe = np.where(probabilities > 0, probabilities, 1.0)
-    return -(safe * np.log(safe)).sum(axis=1), np.full(len(probabilities), np.nan)
+class _Predicted:
+    """What a head says of one batch, so that it is asked once; entropies in nats, NaN where a head has no posterior."""
+
+    def __init__(self, head: Any, embeddings: np.ndarray) -> None:
+        self.classes_ = head.classes_
+        self.information = np.full(len(embeddings), np.nan)
+        if isinstance(head, BayesianHead):
+            self._log_proba, self.information = head.predict_with_information(embeddings)
+            self._proba = np.exp(self._log_proba)
+        else:
+            self._proba = head.predict_proba(embeddings)
+            with np.errstate(divide="ignore"):  # the logarithm of 0 is meant to be minus infinity
+                logs = np.log(self._proba)
+            self._log_proba = head.predict_log_proba(embeddings) if hasattr(head, "predict_log_proba") else logs
+        self.entropy = entr(self._proba).sum(axis=1)
+
+    def predict_proba(self, X: Any = None) -> np.ndarray:
+        return self._proba
+
+    def predict_log_proba(self, X: Any = None) -> np.ndarray:
+        return self._log_proba

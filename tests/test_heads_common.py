@@ -174,6 +174,14 @@ def test_the_predictive_is_the_mean_of_the_draws_within_their_error(name, fitted
 
 
 @every_head
+def test_prediction_and_information_in_one_pass_are_those_of_two(name, fitted):
+    heads, X, _ = fitted
+    log_proba, information = heads[name].predict_with_information(X)
+    np.testing.assert_array_equal(log_proba, heads[name].predict_log_proba(X))
+    np.testing.assert_array_equal(information, heads[name].mutual_information(X))
+
+
+@every_head
 def test_every_draw_is_of_the_posterior_that_the_predictive_averages(name, fitted):
     """No head hands out probabilities that are not the mean of its draws by block."""
     heads, X, _ = fitted

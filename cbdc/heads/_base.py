@@ -17,7 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from ..errors import ParameterError
 from ._softmax import row_chunks
 
-__all__ = ["BayesianHead", "Training", "case_weights", "hellinger", "padded_blocks"]
+__all__ = ["BayesianHead", "Training", "case_weights", "entropy_of", "hellinger", "padded_blocks"]
 
 _BLOCK = 32  # rows a block in prediction; fixed, so that the result of a row does not depend on its neighbours
 _FARTHEST = 1e15  # standardised features beyond this overflow when squared in float32
@@ -165,6 +165,26 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         log_proba = np.concatenate([_log_mean_exp(block) for block in self._log_draws(E)])
         return log_proba - logsumexp(log_proba, axis=1, keepdims=True)
 
+    def predict_with_information(self, E: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        """`predict_log_proba` and `mutual_information`, to the bit, in the time of one of them.
+
+        Parameters
+        ----------
+        E : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n, n_classes), float64
+        information : ndarray of shape (n,), nats
+        """
+        means, information = [], []
+        for block in self._log_draws(E):
+            means.append(_log_mean_exp(block))
+            information.append(entropy_of(means[-1]) - entropy_of(block).mean(axis=1))
+        log_proba = np.concatenate(means)
+        log_proba = log_proba - logsumexp(log_proba, axis=1, keepdims=True)
+        return log_proba, np.maximum(np.concatenate(information), 0.0)
+
     def predict_proba(self, E: ArrayLike) -> np.ndarray:
         """Posterior predictive p(y | x, data).
 
@@ -204,7 +224,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n,), nats, from 0 to log(n_classes)
         """
-        return _entropy(self.predict_log_proba(E))
+        return entropy_of(self.predict_log_proba(E))
 
     def mutual_information(self, E: ArrayLike) -> np.ndarray:
         """Mutual information of the label and the model: the part of the entropy that more data could remove.
@@ -221,7 +241,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         ----------
         Houlsby et al., *Bayesian active learning for classification and preference learning*, arXiv:1112.5745.
         """
-        blocks = [_entropy(_log_mean_exp(block)) - _entropy(block).mean(axis=1) for block in self._log_draws(E)]
+        blocks = [entropy_of(_log_mean_exp(block)) - entropy_of(block).mean(axis=1) for block in self._log_draws(E)]
         return np.maximum(np.concatenate(blocks), 0.0)
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -325,13 +345,13 @@ def case_weights(
     return weights / np.maximum(np.bincount(units, weights > 0), 1)[units], units
 
 
-def padded_blocks(X: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+def padded_blocks(X: np.ndarray, size: int = _BLOCK) -> Iterator[tuple[np.ndarray, int]]:
     """Blocks of a fixed number of rows, the last filled up with zeros, and how many rows of each are real."""
-    for start in range(0, len(X), _BLOCK):
-        block = X[start : start + _BLOCK]
+    for start in range(0, len(X), size):
+        block = X[start : start + size]
         n_rows = len(block)
-        if n_rows < _BLOCK:
-            block = np.concatenate([block, np.zeros((_BLOCK - n_rows, X.shape[1]), dtype=X.dtype)])
+        if n_rows < size:
+            block = np.concatenate([block, np.zeros((size - n_rows, X.shape[1]), dtype=X.dtype)])
         yield block, n_rows
 
 
@@ -339,7 +359,8 @@ def _log_mean_exp(log_proba: np.ndarray) -> np.ndarray:
     return logsumexp(log_proba, axis=1) - np.log(log_proba.shape[1])
 
 
-def _entropy(log_proba: np.ndarray) -> np.ndarray:
+def entropy_of(log_proba: np.ndarray) -> np.ndarray:
+    """Along the last axis, nats."""
     return -np.sum(np.exp(log_proba) * log_proba, axis=-1)
 
 

@@ -10,10 +10,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..errors import ParameterError
 from ..modelfile import part_of
-from ._base import BayesianHead
+from ._base import BayesianHead, entropy_of
 from ._nested import head_from, state_of
 
 __all__ = ["Mixture"]
+
+_ROWS = 32  # a block of draws
 
 
 class Mixture(BayesianHead):
@@ -56,17 +58,23 @@ class Mixture(BayesianHead):
 
     def mutual_information(self, E: ArrayLike) -> np.ndarray:
         """Entropy of the mean less the mean entropy under the heads' draws, (n,), nats."""
+        return self.predict_with_information(E)[1]
+
+    def predict_with_information(self, E: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         parts = self._inputs(E)
-        given_model = [
-            head.predictive_entropy(part) - head.mutual_information(part)
-            for head, part in zip(self.heads_, parts, strict=True)
-        ]
-        return np.maximum(self.predictive_entropy(E) - np.mean(given_model, axis=0), 0.0)
+        found = [head.predict_with_information(part) for head, part in zip(self.heads_, parts, strict=True)]
+        log_proba = np.logaddexp.reduce([own for own, _ in found], axis=0) - np.log(len(found))
+        given_model = np.mean([entropy_of(own) - information for own, information in found], axis=0)
+        return log_proba, np.maximum(entropy_of(log_proba) - given_model, 0.0)
 
     def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
         """The heads' draws side by side, repeated so that each head has as many."""
         parts = self._inputs(E)
-        for blocks in zip(*[head._log_draws(part) for head, part in zip(self.heads_, parts, strict=True)], strict=True):
+        for start in range(0, len(parts[0]), _ROWS):
+            blocks = [
+                np.concatenate(list(head._log_draws(part[start : start + _ROWS])))
+                for head, part in zip(self.heads_, parts, strict=True)
+            ]
             n = np.lcm.reduce([block.shape[1] for block in blocks])
             yield np.concatenate([np.repeat(block, n // block.shape[1], axis=1) for block in blocks], axis=1)
 

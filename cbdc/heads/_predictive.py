@@ -93,6 +93,11 @@ class GaussianLogitsHead(BayesianHead):
             return np.minimum(super().mutual_information(E), self.predictive_entropy(E))
         return self._closed(E, _INFORMATION)
 
+    def predict_with_information(self, E: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        if self.predictive == "monte_carlo":
+            return super().predict_with_information(E)
+        return self.predict_log_proba(E), self.mutual_information(E)
+
     def _closed(self, E: ArrayLike, functions: dict[str, Callable]) -> np.ndarray:
         binary = self.predictive == "exact" and len(self.classes_) == 2
         function = functions["binary" if binary else self.predictive]

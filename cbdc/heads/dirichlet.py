@@ -252,6 +252,9 @@ class DirichletHead(BayesianHead):
         """
         return log_softmax(self._log_concentration(E), axis=1)
 
+    def predict_with_information(self, E: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+        return self.predict_log_proba(E), self.mutual_information(E)
+
     def mutual_information(self, E: ArrayLike) -> np.ndarray:
         """Mutual information of the label and the class probabilities under the row's Dirichlet, in closed form.
 

@@ -16,6 +16,7 @@ from ._training import choose_batches, merge_rows, torch_device
 __all__ = ["DropoutHead"]
 
 _PASSES, _MOST_STEPS = 60, 1200  # over the data, of Adam
+_ROWS = 8  # a block in prediction, which also is multiplied by the masks
 
 
 class DropoutHead(BayesianHead):
@@ -247,7 +248,7 @@ class DropoutHead(BayesianHead):
     def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
         X = self._standardise(E)
         features, units = self.feature_masks_[:, None], self.hidden_masks_[:, None]
-        for block, n_rows in padded_blocks(X):
+        for block, n_rows in padded_blocks(X, _ROWS):
             logits = self._logits(block, features, units)[:, :n_rows].transpose(1, 0, 2)
             yield log_softmax(logits.astype(float, order="C"), axis=2)
 
