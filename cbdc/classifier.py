@@ -247,10 +247,9 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         if len(embedders) > 1 and not isinstance(head, BayesianHead):
             raise ParameterError(f"head: several backbones take a head of cbdc.heads each; got {type(head).__name__}.")
         units = self._units(X, head)
+        # of an earlier fit: should this one fail, nothing is left that speaks of other data
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
-            del self.__dict__[
-                name
-            ]  # of an earlier fit: should this one fail, nothing is left that speaks of other data
+            del self.__dict__[name]
         self.provenance_: dict[str, Any] = {"training": _provenance(X, labels)}
         if self.fine_tune:
             self.fine_tuners_ = [tuner.fit(X, y) for tuner in self._make_fine_tuners(embedders)]
@@ -716,9 +715,10 @@ class _Predicted:
             self._proba = np.exp(self._log_proba)
         else:
             self._proba = head.predict_proba(embeddings)
-            with np.errstate(divide="ignore"):  # the logarithm of 0 is meant to be minus infinity
-                logs = np.log(self._proba)
-            self._log_proba = head.predict_log_proba(embeddings) if hasattr(head, "predict_log_proba") else logs
+            if hasattr(head, "predict_log_proba"):
+                self._log_proba = head.predict_log_proba(embeddings)
+            if hasattr(head, "mutual_information"):
+                self.information = head.mutual_information(embeddings)
         self.entropy = entr(self._proba).sum(axis=1)
 
     def predict_proba(self, X: Any = None) -> np.ndarray:

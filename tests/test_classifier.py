@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from cbdc import CBDCClassifier, LaplaceHead, make_lesions
 from cbdc.backbones import FineTuner
 from cbdc.errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
-from cbdc.heads import HEADS, PooledHead, make_head
+from cbdc.heads import HEADS, PooledHead, TemperatureScaling, make_head
 from cbdc.images import write_image
 from cbdc.modelfile import read_modelfile, write_modelfile
 
@@ -275,6 +275,16 @@ def test_a_loaded_model_knows_the_head_that_was_asked_for(parts, cache, tmp_path
     assert loaded.head.get_params() == head.get_params()
     again = CBDCClassifier.load(loaded.save(tmp_path / "again.cbdc"), cache_dir=cache)
     assert again.head.get_params() == head.get_params()
+
+
+def test_a_calibrated_head_keeps_its_information(parts, cache):
+    train, calibration, test = parts
+    head = TemperatureScaling(LaplaceHead(), cv=2)
+    clf = CBDCClassifier(head=head, condition_on=None, confidence_level=LEVEL, cache_dir=cache, random_state=0)
+    row = clf.fit(train).conformalize(calibration).diagnose(test.images[0])
+    embeddings = clf.embedder_.transform(test.images[:1])
+    assert row.mutual_information == pytest.approx(clf.head_.mutual_information(embeddings)[0])
+    assert row.entropy == pytest.approx(clf.head_.predictive_entropy(embeddings)[0])
 
 
 def test_the_default_head_is_pooled_over_a_frozen_network(parts, cache):
