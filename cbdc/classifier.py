@@ -53,7 +53,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         Teaches the network on a part of the training lesions first and fits the head on the others; True is
         ``FineTuner()``. Its `embedder` stays None: network and images are those of this classifier. Network j of
         several, from 0, adds j to the random_state, and so holds out other lesions, and ``-j`` to the name of its
-        checkpoint.
+        checkpoint; they share its `minutes` evenly.
     pool : bool, default=True
         With `fine_tune`: pools the head with the classifier that the network was trained with, see
         `cbdc.heads.LogarithmicPool`. A `head` that is no Bayesian head, or has a class_weight, which the network's
@@ -250,16 +250,16 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         # of an earlier fit: should this one fail, nothing is left that speaks of other data
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             del self.__dict__[name]
-        self.provenance_: dict[str, Any] = {"training": _provenance(X, labels)}
+        provenance: dict[str, Any] = {"training": _provenance(X, labels)}
         if self.fine_tune:
             self.fine_tuners_ = [tuner.fit(X, y) for tuner in self._make_fine_tuners(embedders)]
-            self.provenance_["fine_tuning"] = [_tuning(tuner) for tuner in self.fine_tuners_]
+            provenance["fine_tuning"] = [_tuning(tuner) for tuner in self.fine_tuners_]
             embedders = [tuner.embedder_ for tuner in self.fine_tuners_]
             heads = [self._head_of(tuner, head, images, labels, units) for tuner in self.fine_tuners_]
         else:
             heads = [clone(head).fit(one.fit(images).transform(images), labels, **units) for one in embedders]
         self.embedder_, self.head_ = joined(embedders), heads[0] if len(heads) == 1 else LinearPool.of(heads)
-        self.classes_ = self.head_.classes_
+        self.classes_, self.provenance_ = self.head_.classes_, provenance
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
         self._seen = {"training": X} if isinstance(X, LesionDataset) else {}
         return self
@@ -614,6 +614,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             if isinstance(own, np.random.RandomState):
                 own = own.randint(2**31)  # here, since a clone would draw the same again for each network
             tuner = clone(asked).set_params(embedder=embedder, random_state=own)
+            if asked.minutes is not None:
+                tuner.set_params(minutes=asked.minutes / len(embedders))
             if asked.checkpoint is not None and number:
                 path = Path(asked.checkpoint)
                 tuner.set_params(checkpoint=path.with_stem(f"{path.stem}-{number}"))

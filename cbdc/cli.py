@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CBDCError as error:
         print(f"cbdc: {error}", file=sys.stderr)
         return 1
+    except ValueError as error:
+        if type(error).__name__ != "InvalidParameterError":  # scikit-learn's, of a parameter out of its range
+            raise
+        print(f"cbdc: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("cbdc: interrupted; embeddings kept with --cache are not lost", file=sys.stderr)
         return 130
@@ -155,7 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, option in _FINE_TUNE.items():
         fit.add_argument(f"--{name.replace('_', '-')}", **option)
-    fit.add_argument("--head", default="auto", help="Bayesian head: auto, or a name in cbdc.heads.HEADS")
+    fit.add_argument(
+        "--head",
+        default="auto",
+        help="Bayesian head: auto (pooled and mapped; laplace with --fine-tune), or a name in cbdc.heads.HEADS",
+    )
     fit.add_argument("--feature-map", choices=["hellinger"], help="of the embeddings, before the head: square roots")
     scores = ["lac", "aps", "raps", "saps", "margin", "topk", "rank"]
     fit.add_argument("--score", default="lac", choices=scores, help="conformity score")
@@ -304,7 +313,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     _settle_groups(arguments, dataset)
     split = {"by": arguments.by, "sizes": list(arguments.sizes), "random_state": arguments.seed}
     train, calibration, test = dataset.split(**split)
-    backbones = arguments.backbone.split(",")
+    backbones = [name.strip() for name in arguments.backbone.split(",")]
     clf = CBDCClassifier(
         backbones if len(backbones) > 1 else arguments.backbone,
         _head(arguments),

@@ -153,11 +153,12 @@ def manifest(lesions_folder):
         (["--missing-group", "unknown"], "--missing-group: it goes with --condition-on group"),
         (["--delta", "0.1"], "--delta: it goes with --guarantee pac"),
         (["--first-size", "64"], "--first-size: it goes with --fine-tune"),
+        (["--fine-tune", "--epochs", "0"], "The 'epochs' parameter of FineTuner must be"),
         (["--head", "linearized_laplace", "--feature-map", "hellinger"], "head 'linearized_laplace' takes none"),
     ],
 )
 def test_slips_are_told_before_anything_is_embedded(manifest, arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr("cbdc.classifier.ImageEmbedder", None)
+    monkeypatch.setattr("cbdc.backbones.ImageEmbedder.embed", None)
     data = ["fit", "csv", "--root", str(manifest), "--out", str(manifest.parent / "no.cbdc")]
     assert main([*data, "--quiet", *arguments]) == 1
     assert message in capsys.readouterr().err

@@ -217,3 +217,24 @@ def test_the_pooled_head_is_the_mean_of_three(data, tmp_path):
 def test_a_pooled_head_is_of_heads(heads, data):
     with pytest.raises(ParameterError, match=r"expected heads of cbdc\.heads, at least one"):
         PooledHead(heads).fit(*data)
+
+
+def test_heads_of_a_pool_keep_what_is_their_own(data):
+    X, y = np.abs(data[0]), data[1]
+    mapped = LaplaceHead(feature_map="hellinger", random_state=1)
+    head = PooledHead([mapped, EnsembleHead(6)], random_state=0).fit(X, y)
+    assert [one.feature_map for one in head.heads_] == ["hellinger", None]
+    assert [one.random_state for one in head.heads_] == [0, 0]
+    np.testing.assert_allclose(
+        head.heads_[0].predict_proba(X), LaplaceHead(feature_map="hellinger", random_state=0).fit(X, y).predict_proba(X)
+    )
+    with pytest.raises(ParameterError, match="LinearPool has no feature_map"):
+        PooledHead([LinearPool([LaplaceHead()], [8]), LaplaceHead()], feature_map="hellinger").fit(X, y)
+
+
+def test_rows_without_a_group_are_refused(data):
+    X, y = data
+    for missing in (np.nan, None):
+        groups = np.array([*range(len(X) - 1), missing], dtype=object)
+        with pytest.raises(ValueError, match=f"groups: 1 of {len(X)} rows have none"):
+            LaplaceHead().fit(X, y, groups=groups)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -341,6 +342,10 @@ def case_weights(
     if groups is None:
         return weights, np.arange(len(rows))
     check_consistent_length(rows, groups)
+    if n_missing := int(pd.isna(np.asarray(groups, dtype=object)).sum()):
+        raise ValueError(
+            f"groups: {n_missing} of {len(rows)} rows have none. Fix: leave these rows out, or number them one by one."
+        )
     units = np.unique(np.asarray(groups), return_inverse=True)[1]
     return weights / np.maximum(np.bincount(units, weights > 0), 1)[units], units
 

@@ -76,7 +76,7 @@ class DropoutHead(BayesianHead):
     **it is set by `dropout`, not by the number of data, and does not vanish as they grow.** Far from the data a
     network of this kind is confident.
 
-    It is the one head here that is not linear in the embedding.
+    Like `RandomFeatureGPHead` it is not linear in the embedding.
 
     References
     ----------

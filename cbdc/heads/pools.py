@@ -23,8 +23,9 @@ class LogarithmicPool(BayesianHead):
     """A Bayesian head and the classifier that a network was trained with: the geometric mean of their probabilities.
 
     A network that is fine-tuned has a linear classifier of its own, which saw far more lesions than the head, which is
-    fitted on those that were held out, but is too sure of itself. Its temperature is fitted on the same lesions as the
-    head. The two err on different cases, and their pool is better than either: see docs/fine_tuning.md.
+    fitted on those that were held out, but does not know how sure it may be of new ones. Its temperature is fitted on
+    the same lesions as the head. The two err on different cases, and their pool has a better likelihood than either:
+    see docs/fine_tuning.md.
 
     Parameters
     ----------
