@@ -61,14 +61,16 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path.name}: the document cannot be written as JSON: {error}.") from error
     contiguous = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
-    payload = to_safetensors(
-        contiguous,
-        metadata={
-            "format": "cbdc",
-            "format_version": str(FORMAT_VERSION),
-            "document": text,
-            "sha256": _digest(contiguous, text, str(FORMAT_VERSION)),
-        },
+    payload = _in_order(
+        to_safetensors(
+            contiguous,
+            metadata={
+                "format": "cbdc",
+                "format_version": str(FORMAT_VERSION),
+                "document": text,
+                "sha256": _digest(contiguous, text, str(FORMAT_VERSION)),
+            },
+        )
     )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -152,3 +154,13 @@ def _digest(arrays: dict[str, np.ndarray], text: str, version: str) -> str:
 def part_of(arrays: Mapping[str, _T], prefix: str) -> dict[str, _T]:
     """Those whose name begins with the prefix, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _in_order(payload: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in an order that is drawn anew each time."""
+    end = 8 + int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + payload[end:]

@@ -130,3 +130,13 @@ def test_kill_in_mid_save_keeps_the_old_file(saved):
     time.sleep(0.01)
     assert saved.read_bytes() == before
     read_modelfile(saved)
+
+
+def test_the_same_content_is_the_same_file(tmp_path):
+    arrays = {"b": np.arange(3.0), "a": np.eye(2, dtype=np.float32)}
+    document = {"name": 'Lésion \u2265 3 \\ "quoted"', "n": 3}
+    written = {write_modelfile(tmp_path / "m", arrays, document).read_bytes() for _ in range(20)}
+    assert len(written) == 1
+    found, again = read_modelfile(tmp_path / "m")
+    assert again == document
+    np.testing.assert_array_equal(found["b"], arrays["b"])
