@@ -178,6 +178,9 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         log_proba : ndarray of shape (n, n_classes), float64
         information : ndarray of shape (n,), nats
         """
+        return self._from_draws(E)
+
+    def _from_draws(self, E: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         means, information = [], []
         for block in self._log_draws(E):
             means.append(_log_mean_exp(block))
@@ -242,8 +245,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         ----------
         Houlsby et al., *Bayesian active learning for classification and preference learning*, arXiv:1112.5745.
         """
-        blocks = [entropy_of(_log_mean_exp(block)) - entropy_of(block).mean(axis=1) for block in self._log_draws(E)]
-        return np.maximum(np.concatenate(blocks), 0.0)
+        return self._from_draws(E)[1]
 
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The fitted head as arrays and a JSON-able dict, for a model file.

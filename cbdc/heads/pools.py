@@ -151,17 +151,26 @@ class LogarithmicPool(BayesianHead):
         check_is_fitted(self)
         with np.errstate(divide="ignore"):  # the logarithm of a probability that underflowed
             draws = np.log(self.head_.predict_posterior(E, n_draws, random_state=random_state))
-        return np.exp(log_softmax((draws + self._own(E)) / 2, axis=2))
+        return np.exp(log_softmax((draws + self.network_log_proba(E)) / 2, axis=2))
 
     def _log_draws(self, E: ArrayLike) -> Iterator[np.ndarray]:
-        check_is_fitted(self)
-        own, start = self._own(E)[:, None], 0
+        own, start = self.network_log_proba(E)[:, None], 0
         for block in self.head_._log_draws(E):
             yield log_softmax((block + own[start : start + len(block)]) / 2, axis=2)
             start += len(block)
 
-    def _own(self, E: ArrayLike) -> np.ndarray:
-        """Log-probabilities of the network's classifier, (n, n_classes)."""
+    def network_log_proba(self, E: ArrayLike) -> np.ndarray:
+        """Log-probabilities of the network's classifier alone, at its temperature.
+
+        Parameters
+        ----------
+        E : array-like of shape (n, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n, n_classes), float64
+        """
+        check_is_fitted(self)
         rows = validate_data(self, E, dtype=np.float64, reset=False)
         parts = [(block @ self.coef_.T + self.intercept_)[:n_rows] for block, n_rows in padded_blocks(rows)]
         return log_softmax(np.concatenate(parts) / self.temperature_, axis=1)
