@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax, softmax
+from scipy.special import entr, log_softmax, softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
@@ -79,11 +79,26 @@ def test_a_draw_is_the_geometric_mean(data, logarithmic):
     np.testing.assert_allclose(logarithmic.predict_posterior(X, 8, 3), expected, atol=1e-6)
 
 
-def test_a_classifier_that_knows_nothing_halves_the_log_odds(data):
-    X, y = data
-    pool = LogarithmicPool(LaplaceHead(1e6, mean_correction=False), np.zeros((K, D)), np.zeros(K)).fit(X, y)
-    head = pool.head_.predict_log_proba(X)
-    np.testing.assert_allclose(pool.predict_log_proba(X), log_softmax(head / 2, axis=1), atol=1e-3)
+def test_the_prediction_is_the_mean_over_the_draws_of_their_geometric_means(data, logarithmic):
+    X, _ = data
+    draws = np.concatenate(list(logarithmic.head_._log_draws(X)))
+    own = logarithmic.network_log_proba(X)[:, None]
+    expected = softmax((draws + own) / 2, axis=2).mean(axis=1)
+    np.testing.assert_allclose(logarithmic.predict_proba(X), expected, atol=1e-12)
+    halved = softmax(draws / 2, axis=2).mean(axis=1)  # a classifier that knows nothing halves the log-odds
+    nothing = LogarithmicPool(LaplaceHead(n_draws=64), np.zeros((K, D)), np.zeros(K)).fit(*data)
+    np.testing.assert_allclose(nothing.predict_proba(X), halved, atol=1e-12)
+    assert np.abs(halved - logarithmic.head_.predict_proba(X)).max() > 0.05
+
+
+@both
+def test_information_is_the_entropy_of_the_mean_less_the_mean_entropy(name, data, request):
+    """Of all draws side by side, the heads' in equal numbers."""
+    pool, (X, _) = request.getfixturevalue(name), data
+    draws = np.exp(np.concatenate(list(pool._log_draws(X))))
+    expected = entr(draws.mean(axis=1)).sum(axis=1) - entr(draws).sum(axis=2).mean(axis=1)
+    np.testing.assert_allclose(pool.mutual_information(X), expected, atol=1e-9)
+    np.testing.assert_allclose(pool.predict_proba(X), draws.mean(axis=1), atol=1e-9)
 
 
 def test_a_linear_pool_is_the_mean(data, linear):
