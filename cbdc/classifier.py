@@ -1,29 +1,25 @@
 """`CBDCClassifier`: images to calibrated prediction sets. Glue; no algorithm here."""
 
-import copy
 import dataclasses
-import math
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import entr
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
-from .backbones import FineTuner, ImageEmbedder
+from .backbones import FineTuner
 from .backbones.embedder import as_sources
 from .backbones.union import joined
 from .conformal import Certificate, ConformalClassifier
 from .datasets import LesionDataset, check_leakage
-from .diagnosis import Diagnosis
-from .errors import DatasetError, ImageError, LeakageError, ParameterError
-from .heads import BayesianHead, LaplaceHead, LinearPool, LogarithmicPool, PooledHead, make_head
-from .images import LesionImage, image_name, read_images
-from .quality import assess_quality
+from .diagnosis import Diagnosis, diagnose_batch
+from .errors import DatasetError, LeakageError, ParameterError
+from .heads import BayesianHead, LinearPool
+from .images import LesionImage
+from .parts import embedders_of, fine_tuners_of, fitted_on_held_out, head_of, tuning_record
 from .saving import load_classifier, save_classifier
 
 __all__ = ["CBDCClassifier"]
@@ -242,8 +238,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 "condition_on='cluster' takes tuning on cases of their own. Fix: ConformalClassifier(clf.head_, "
                 "prefit=True, condition_on='cluster') over embeddings, with its tune and conformalize."
             )
-        embedders = self._make_embedders()
-        head = self._make_head()
+        embedders = embedders_of(self)
+        head = head_of(self)
         if len(embedders) > 1 and not isinstance(head, BayesianHead):
             raise ParameterError(f"head: several backbones take a head of cbdc.heads each; got {type(head).__name__}.")
         units = self._units(X, head)
@@ -252,10 +248,12 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             del self.__dict__[name]
         provenance: dict[str, Any] = {"training": _provenance(X, labels)}
         if self.fine_tune:
-            self.fine_tuners_ = [tuner.fit(X, y) for tuner in self._make_fine_tuners(embedders)]
-            provenance["fine_tuning"] = [_tuning(tuner) for tuner in self.fine_tuners_]
+            self.fine_tuners_ = [tuner.fit(X, y) for tuner in fine_tuners_of(self, embedders)]
+            provenance["fine_tuning"] = [tuning_record(tuner) for tuner in self.fine_tuners_]
             embedders = [tuner.embedder_ for tuner in self.fine_tuners_]
-            heads = [self._head_of(tuner, head, images, labels, units) for tuner in self.fine_tuners_]
+            heads = [
+                fitted_on_held_out(tuner, head, images, labels, units, pool=self.pool) for tuner in self.fine_tuners_
+            ]
         else:
             heads = [clone(head).fit(one.fit(images).transform(images), labels, **units) for one in embedders]
         self.embedder_, self.head_ = joined(embedders), heads[0] if len(heads) == 1 else LinearPool.of(heads)
@@ -421,61 +419,9 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         rows: list[Diagnosis] = []
         for start in range(0, len(images), _DIAGNOSE_BATCH):
             batch = slice(start, start + _DIAGNOSE_BATCH)
-            rows += self._diagnose_batch(
-                images[batch], start, level, None if groups is None else groups[batch], stability
-            )
+            known = None if groups is None else groups[batch]
+            rows += diagnose_batch(self, images[batch], start, level, known, stability)
         return rows[0] if single else rows
-
-    def _diagnose_batch(
-        self, sources: Sequence, start: int, level: float, groups: Any, stability: Any
-    ) -> list[Diagnosis]:
-        names = [image_name(source, start + i) for i, source in enumerate(sources)]
-        decoded = read_images(sources, n_jobs=self.n_jobs)
-        reasons = [str(item) if isinstance(item, ImageError) else "" for item in decoded]
-        if groups is not None:
-            known = np.asarray(self.conformal_.groups_).tolist()
-            for i, group in enumerate(groups):
-                if group not in known:
-                    why = f"group {group!s}: not calibrated; known are {', '.join(map(str, known))}"
-                    reasons[i] = reasons[i] or why
-        rows = [Diagnosis(name, "refused", reason=why) if why else None for name, why in zip(names, reasons)]
-        good = {i: item for i, item in enumerate(decoded) if isinstance(item, LesionImage) and not reasons[i]}
-        if not good:
-            return [row for row in rows if row is not None]
-        embeddings = self.embedder_.transform(list(good.values()))
-        groups = None if groups is None else np.asarray(groups)[list(good)]
-        known = _Predicted(self.head_, embeddings)
-        probabilities, entropy, information = known.predict_proba(), known.entropy, known.information
-        conformal = copy.copy(self.conformal_)
-        conformal.estimator_ = known
-        sets = conformal.predict_set(embeddings, level, groups=groups)
-        p_values = conformal.p_values(embeddings, groups=groups)
-        pixels = [image.pixels for image in good.values()]
-        stable = [math.nan] * len(good) if stability is None else stability.p_values(pixels).tolist()
-        guarantee = str(self.certificate(level))
-        full_names, malignant = self._meaning()
-        labels = [str(label) for label in self.classes_]
-        for j, (i, image) in enumerate(good.items()):
-            order = np.argsort(-probabilities[j], kind="stable")
-            quality = assess_quality(image.pixels)
-            rows[i] = Diagnosis(
-                names[i],
-                "ok",
-                sha256=image.sha256,
-                prediction_set=tuple(labels[k] for k in order if sets[j, k]),
-                probabilities=dict(zip(labels, probabilities[j].tolist(), strict=True)),
-                p_values=dict(zip(labels, p_values[j].tolist(), strict=True)),
-                entropy=float(entropy[j]),
-                mutual_information=float(information[j]),
-                confidence_level=level,
-                stability=stable[j],
-                quality=quality.verdict,
-                quality_reasons=quality.reasons,
-                guarantee=guarantee,
-                names=full_names,
-                malignant=malignant,
-            )
-        return [row for row in rows if row is not None]
 
     def save(self, path: str | Path, *, notes: dict[str, Any] | None = None) -> Path:
         """Write the model to one file: head, thresholds, provenance and a golden prediction; no image, no pickle.
@@ -565,72 +511,6 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             random_state=self.random_state,
         )
 
-    def _make_head(self) -> Any:
-        if not isinstance(self.head, str):
-            return clone(self.head)
-        if self.head != "auto":
-            return make_head(self.head, random_state=self.random_state)
-        if self.fine_tune:
-            return LaplaceHead(random_state=self.random_state)
-        return PooledHead(feature_map="hellinger", random_state=self.random_state)
-
-    def _make_embedders(self) -> list[ImageEmbedder]:
-        names = [self.backbone] if isinstance(self.backbone, str) else list(self.backbone)
-        if not names:
-            raise ParameterError("backbone: got no name. Fix: give one, or several for an ensemble.")
-        if len(set(names)) < len(names) and not self.fine_tune:
-            raise ParameterError(
-                f"backbone: got {names}; a network that is not fine-tuned is the same twice. Fix: other names, or "
-                "fine_tune."
-            )
-        if len(names) > 1 and self.weights not in ("default", "random"):
-            raise ParameterError("weights: one file is not that of several backbones. Fix: weights='default'.")
-        return [
-            ImageEmbedder(
-                name,
-                weights=self.weights,
-                image_size=self.image_size,
-                color_constancy=self.color_constancy,
-                n_views=self.n_views,
-                cache_dir=self.cache_dir,
-                engine=self.engine,
-                n_jobs=self.n_jobs,
-                verbose=self.verbose,
-            )
-            for name in names
-        ]
-
-    def _make_fine_tuners(self, embedders: list[ImageEmbedder]) -> list[FineTuner]:
-        asked = self.fine_tune if isinstance(self.fine_tune, FineTuner) else FineTuner(verbose=self.verbose)
-        if asked.embedder is not None:
-            raise ParameterError(
-                "fine_tune: its embedder is that of the classifier. Fix: leave embedder out, and give backbone, "
-                "weights, image_size, color_constancy and n_views to CBDCClassifier."
-            )
-        seed = self.random_state if asked.random_state is None else asked.random_state
-        tuners = []
-        for number, embedder in enumerate(embedders):
-            own = int(seed) + number if isinstance(seed, Integral) else seed
-            if isinstance(own, np.random.RandomState):
-                own = own.randint(2**31)  # here, since a clone would draw the same again for each network
-            tuner = clone(asked).set_params(embedder=embedder, random_state=own)
-            if asked.minutes is not None:
-                tuner.set_params(minutes=asked.minutes / len(embedders))
-            if asked.checkpoint is not None and number:
-                path = Path(asked.checkpoint)
-                tuner.set_params(checkpoint=path.with_stem(f"{path.stem}-{number}"))
-            tuners.append(tuner)
-        return tuners
-
-    def _head_of(self, tuner: FineTuner, head: Any, images: Any, labels: np.ndarray, units: dict[str, Any]) -> Any:
-        """A head fitted on what the network was not trained on."""
-        rows = tuner.held_out_
-        head = clone(head)
-        if self.pool and isinstance(head, BayesianHead) and head.class_weight is None:
-            head = LogarithmicPool(head, tuner.coef_, tuner.intercept_ + tuner.offset_)
-        embeddings = tuner.transform([images[row] for row in rows])
-        return head.fit(embeddings, labels[rows], **{name: values[rows] for name, values in units.items()})
-
     def _embed(self, X: Any) -> np.ndarray:
         return self.embedder_.transform(X.images if isinstance(X, LesionDataset) else X)
 
@@ -650,13 +530,6 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     @staticmethod
     def _is_groupwise(condition: str | None) -> bool:
         return condition in ("group", "class_and_group")
-
-    def _meaning(self) -> tuple[dict[str, str], dict[str, bool | None]]:
-        """Full name and malignancy of each class, as far as the taxonomy knows them."""
-        labels, tree = [str(label) for label in self.classes_], self.taxonomy_
-        if tree is None:
-            return {c: c for c in labels}, dict.fromkeys(labels)
-        return {c: tree.describe(c) for c in labels}, {c: tree.malignant(c) for c in labels}
 
     def _check_conformalized(self) -> None:
         check_is_fitted(self, "head_")
@@ -694,37 +567,3 @@ def _provenance(X: Any, labels: Any) -> dict[str, Any]:
         "n_images": len(X),
         "n_by_class": {str(name): int(count) for name, count in zip(names, counts, strict=True)},
     }
-
-
-def _tuning(tuner: FineTuner) -> dict[str, Any]:
-    return {
-        "n_trained": tuner.n_trained_,
-        "n_held_out": len(tuner.held_out_),
-        "n_epochs": tuner.n_epochs_,
-        "best_epoch": tuner.best_epoch_,
-        "precision": tuner.precision_,
-    }
-
-
-class _Predicted:
-    """What a head says of one batch, so that it is asked once; entropies in nats, NaN where a head has no posterior."""
-
-    def __init__(self, head: Any, embeddings: np.ndarray) -> None:
-        self.classes_ = head.classes_
-        self.information = np.full(len(embeddings), np.nan)
-        if isinstance(head, BayesianHead):
-            self._log_proba, self.information = head.predict_with_information(embeddings)
-            self._proba = np.exp(self._log_proba)
-        else:
-            self._proba = head.predict_proba(embeddings)
-            if hasattr(head, "predict_log_proba"):
-                self._log_proba = head.predict_log_proba(embeddings)
-            if hasattr(head, "mutual_information"):
-                self.information = head.mutual_information(embeddings)
-        self.entropy = entr(self._proba).sum(axis=1)
-
-    def predict_proba(self, X: Any = None) -> np.ndarray:
-        return self._proba
-
-    def predict_log_proba(self, X: Any = None) -> np.ndarray:
-        return self._log_proba

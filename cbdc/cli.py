@@ -158,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--fine-tune", action="store_true", help="teach the network on a part of the training lesions first"
     )
+    no_pool = "fit the head alone, not pooled with the classifier that --fine-tune trains"
+    fit.add_argument("--no-pool", action="store_true", help=no_pool)
     for name, option in _FINE_TUNE.items():
         fit.add_argument(f"--{name.replace('_', '-')}", **option)
     fit.add_argument(
@@ -319,6 +321,7 @@ def _fit(arguments: argparse.Namespace) -> None:
         _head(arguments),
         weights=arguments.weights,
         fine_tune=_fine_tuner(arguments),
+        pool=not arguments.no_pool,
         image_size=arguments.image_size,
         color_constancy=arguments.color_constancy,
         n_views=arguments.views,
@@ -362,6 +365,8 @@ def _head(arguments: argparse.Namespace) -> "str | BayesianHead":
 def _fine_tuner(arguments: argparse.Namespace) -> "FineTuner | None":
     given = {name: getattr(arguments, name) for name in _FINE_TUNE}
     given = {name: value for name, value in given.items() if value is not None}
+    if arguments.no_pool and not arguments.fine_tune:
+        raise ParameterError("--no-pool: it goes with --fine-tune; give both, or leave it out.")
     if not arguments.fine_tune:
         if given:
             raise ParameterError(

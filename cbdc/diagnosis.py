@@ -1,10 +1,20 @@
-"""`Diagnosis`: all that the classifier says of one image."""
+"""`Diagnosis`: all that the classifier says of one image, and how it comes to say it."""
 
+import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Diagnosis"]
+import numpy as np
+from scipy.special import entr
+
+from .errors import ImageError
+from .heads import BayesianHead
+from .images import LesionImage, image_name, read_images
+from .quality import assess_quality
+
+__all__ = ["Diagnosis", "diagnose_batch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +105,88 @@ class Diagnosis:
             )
         lines.append(f"  image quality: {', '.join((self.quality, *self.quality_reasons))}")
         return "\n".join([*lines, f"  {self.guarantee}"])
+
+
+def diagnose_batch(
+    clf: Any, sources: Sequence, start: int, level: float, groups: Any, stability: Any
+) -> list[Diagnosis]:
+    """Diagnoses of a few images by a calibrated `CBDCClassifier`, in their order; they are numbered from `start`."""
+    names = [image_name(source, start + i) for i, source in enumerate(sources)]
+    decoded = read_images(sources, n_jobs=clf.n_jobs)
+    reasons = [str(item) if isinstance(item, ImageError) else "" for item in decoded]
+    if groups is not None:
+        known = np.asarray(clf.conformal_.groups_).tolist()
+        for i, group in enumerate(groups):
+            if group not in known:
+                why = f"group {group!s}: not calibrated; known are {', '.join(map(str, known))}"
+                reasons[i] = reasons[i] or why
+    rows = [Diagnosis(name, "refused", reason=why) if why else None for name, why in zip(names, reasons)]
+    good = {i: item for i, item in enumerate(decoded) if isinstance(item, LesionImage) and not reasons[i]}
+    if not good:
+        return [row for row in rows if row is not None]
+    embeddings = clf.embedder_.transform(list(good.values()))
+    groups = None if groups is None else np.asarray(groups)[list(good)]
+    predicted = _Predicted(clf.head_, embeddings)
+    probabilities, entropy, information = predicted.predict_proba(), predicted.entropy, predicted.information
+    conformal = copy.copy(clf.conformal_)
+    conformal.estimator_ = predicted
+    sets = conformal.predict_set(embeddings, level, groups=groups)
+    p_values = conformal.p_values(embeddings, groups=groups)
+    pixels = [image.pixels for image in good.values()]
+    stable = [math.nan] * len(good) if stability is None else stability.p_values(pixels).tolist()
+    guarantee = str(clf.certificate(level))
+    full_names, malignant = _meaning(clf)
+    labels = [str(label) for label in clf.classes_]
+    for j, (i, image) in enumerate(good.items()):
+        order = np.argsort(-probabilities[j], kind="stable")
+        quality = assess_quality(image.pixels)
+        rows[i] = Diagnosis(
+            names[i],
+            "ok",
+            sha256=image.sha256,
+            prediction_set=tuple(labels[k] for k in order if sets[j, k]),
+            probabilities=dict(zip(labels, probabilities[j].tolist(), strict=True)),
+            p_values=dict(zip(labels, p_values[j].tolist(), strict=True)),
+            entropy=float(entropy[j]),
+            mutual_information=float(information[j]),
+            confidence_level=level,
+            stability=stable[j],
+            quality=quality.verdict,
+            quality_reasons=quality.reasons,
+            guarantee=guarantee,
+            names=full_names,
+            malignant=malignant,
+        )
+    return [row for row in rows if row is not None]
+
+
+def _meaning(clf: Any) -> tuple[dict[str, str], dict[str, bool | None]]:
+    """Full name and malignancy of each class, as far as the taxonomy knows them."""
+    labels, tree = [str(label) for label in clf.classes_], clf.taxonomy_
+    if tree is None:
+        return {c: c for c in labels}, dict.fromkeys(labels)
+    return {c: tree.describe(c) for c in labels}, {c: tree.malignant(c) for c in labels}
+
+
+class _Predicted:
+    """What a head says of one batch, so that it is asked once; entropies in nats, NaN where a head has no posterior."""
+
+    def __init__(self, head: Any, embeddings: np.ndarray) -> None:
+        self.classes_ = head.classes_
+        self.information = np.full(len(embeddings), np.nan)
+        if isinstance(head, BayesianHead):
+            self._log_proba, self.information = head.predict_with_information(embeddings)
+            self._proba = np.exp(self._log_proba)
+        else:
+            self._proba = head.predict_proba(embeddings)
+            if hasattr(head, "predict_log_proba"):
+                self._log_proba = head.predict_log_proba(embeddings)
+            if hasattr(head, "mutual_information"):
+                self.information = head.mutual_information(embeddings)
+        self.entropy = entr(self._proba).sum(axis=1)
+
+    def predict_proba(self, X: Any = None) -> np.ndarray:
+        return self._proba
+
+    def predict_log_proba(self, X: Any = None) -> np.ndarray:
+        return self._log_proba

@@ -15,6 +15,7 @@ from .errors import MissingWeightsError, ModelFileError
 from .heads import LinearPool, LogarithmicPool
 from .heads._nested import head_from, state_of
 from .modelfile import part_of, read_modelfile, write_modelfile
+from .parts import embedders_of
 from .taxonomy import Taxonomy
 
 __all__ = ["load_classifier", "save_classifier"]
@@ -70,8 +71,10 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
         raise TypeError(
             f"{', '.join(sorted(unknown))}: part of the model; only {', '.join(sorted(allowed))} may be given."
         )
+    if "parameters" not in document:
+        raise ModelFileError(f"{path.name}: no model of CBDCClassifier, perhaps a checkpoint of its training.")
     network = part_of(arrays, "network.")
-    if not network and document.get("parameters", {}).get("weights") == "file" and "weights" not in parameters:
+    if not network and document["parameters"].get("weights") == "file" and "weights" not in parameters:
         raise MissingWeightsError(f"{path.name}: its network's weights came from a file. Fix: load(..., weights=FILE).")
     try:
         known = document["parameters"] | parameters
@@ -97,7 +100,7 @@ def load_classifier(cls: type, path: Path, parameters: dict[str, Any]) -> Any:
         raise ModelFileError(f"{path.name}: a part is missing or of another kind ({error}). Fit again.") from error
     clf._seen = {}
     embedders = []
-    for j, embedder in enumerate(clf._make_embedders()):
+    for j, embedder in enumerate(embedders_of(clf)):
         if network:
             arrays_of = part_of(network, f"{j}.")
             embedders.append(embedder.use(backbone_of(embedder.backbone, arrays_of, image_size=clf.image_size)))

@@ -127,6 +127,10 @@ def cell(
         "tuned, the first network, one view": (fitted(clone(pool), first.held_out_, one_view), one_view),
         ALONE: (pool.head_, first.embedder_),
         "tuned, the first network, its own classifier alone": (OwnClassifier(pool), first.embedder_),
+        "tuned, the first network, one view, Laplace head alone": (
+            fitted(LaplaceHead(random_state=seed), first.held_out_, one_view),
+            one_view,
+        ),
         "tuned, the first network, one view, Laplace head alone on what was taught": (
             fitted(LaplaceHead(random_state=seed), taught, one_view),
             one_view,

@@ -482,6 +482,8 @@ def test_an_ensemble_averages_networks_that_hold_out_other_lesions(lesions, tmp_
         random_state=0,
     ).fit(train)
     assert {path.name for path in tmp_path.iterdir()} == {"run.checkpoint", "run-1.checkpoint"}
+    with pytest.raises(ModelFileError, match=r"run\.checkpoint: no model of CBDCClassifier"):
+        CBDCClassifier.load(tmp_path / "run.checkpoint")
     first, second = clf.fine_tuners_
     assert set(first.held_out_) != set(second.held_out_)
     apart = []
@@ -557,6 +559,8 @@ def test_without_pool_the_head_is_alone(lesions):
     ("parameters", "message"),
     [
         ({"backbone": []}, "backbone: got no name"),
+        ({"fine_tune": "yes"}, "fine_tune='yes': expected True, a FineTuner, or None"),
+        ({"fine_tune": True, "pool": "linear"}, "pool='linear': expected True or False"),
         ({"backbone": ["resnet18", "resnet50"], "weights": "resnet.pt"}, "one file is not that of several"),
         ({"backbone": ["resnet18"] * 2}, "a network that is not fine-tuned is the same twice"),
         (
@@ -565,7 +569,7 @@ def test_without_pool_the_head_is_alone(lesions):
         ),
     ],
 )
-def test_ensembles_that_cannot_be(parameters, message, lesions):
+def test_settings_that_cannot_be(parameters, message, lesions):
     with pytest.raises(ParameterError, match=message):
         CBDCClassifier(**parameters).fit(lesions[0])
 
@@ -606,6 +610,8 @@ def test_the_command_line_fine_tunes(tmp_path, capsys):
     fit = ["fit", "folder", "--root", str(folder), "--out", str(out), "--image-size", "32", "--condition-on", "none"]
     assert main([*fit, "--epochs", "1", "--quiet"]) == 1
     assert "--epochs: it goes with --fine-tune" in capsys.readouterr().err
+    assert main([*fit, "--no-pool", "--quiet"]) == 1
+    assert "--no-pool: it goes with --fine-tune" in capsys.readouterr().err
     assert (
         main([*fit, "--fine-tune", "--epochs", "1", "--minutes", "5", "--loss", "focal", "--confidence-level", "0.5"])
         == 0

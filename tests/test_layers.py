@@ -21,15 +21,16 @@ FLOORS = {
     "topology": 2,
     "bounds": 2,
     "diagnosis": 3,
-    "saving": 3,
+    "parts": 3,
+    "saving": 4,
     "phantom": 3,
     "plots": 3,
     "fairness": 3,
     "audit": 3,
-    "classifier": 4,
-    "report": 5,
-    "cli": 6,
-    "serve": 6,
+    "classifier": 5,
+    "report": 6,
+    "cli": 7,
+    "serve": 7,
 }
 ENTRANCES = {"__init__", "__main__"}
 

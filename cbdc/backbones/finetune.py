@@ -49,7 +49,8 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
         Times that every image is trained on, at most.
     minutes : float or None, default=None
         Budget of time: `epochs` is lowered to what a few measured steps say will fit, see `n_epochs_`. The same number
-        of epochs asked for gives the same network; the same number of minutes may not.
+        of epochs asked for gives the same network; the same number of minutes may not. A run that resumes from its
+        checkpoint keeps the plan that it began with.
     first_size : int or None, default=None
         Side of the images of the first epoch, in pixels; it grows evenly, rounded to 32, to the embedder's. Small
         images are quick, and train well what large ones then refine (progressive learning: Tan and Le,
@@ -330,6 +331,9 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
             ]
             checkpoint = Path(self.checkpoint), hashlib.sha256(json.dumps([known, asked]).encode()).hexdigest()
         report = _print_row if self.verbose else lambda row: None
+        if self.verbose:
+            print(f"{embedder.backbone}: {len(trained)} images are taught, {len(self.held_out_)} held out")
+            print("epoch    loss  held-out NLL  accuracy  balanced  seconds", flush=True)
         state = train(backbone, data, settings, loss, augmenter, checkpoint=checkpoint, report=report)
         weights = state.weights if self.keep == "best" else state.last
         prefix = "backbone."
@@ -495,8 +499,6 @@ def _computes_bfloat16() -> bool:
 
 
 def _print_row(row: dict[str, float]) -> None:
-    if row["epoch"] == 1:
-        print("epoch    loss  held-out NLL  accuracy  balanced  seconds")
     print(
         f"{row['epoch']:>5}{row['loss']:>8.3f}{row['held_out_nll']:>14.3f}{row['held_out_accuracy']:>10.3f}"
         f"{row['held_out_balanced_accuracy']:>10.3f}{row['seconds']:>9.0f}",
