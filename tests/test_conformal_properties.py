@@ -197,6 +197,27 @@ def test_one_label_equals_all_labels(options, case, seed, log, narrow):
     )
 
 
+@pytest.mark.parametrize("score", ["aps", "raps"])
+@pytest.mark.parametrize("n", [1, 150, 1000])  # summed row by row, by columns, and sorted by columns
+@given(seed=seeds, draw=st.none() | seeds, n_votes=st.sampled_from([4, 30, 10**6]), narrow=st.booleans())
+@few
+def test_labels_of_equal_probability_are_not_torn_apart(score, n, seed, draw, n_votes, narrow):
+    rng = np.random.default_rng(seed)
+    P = (rng.multinomial(n_votes, rng.dirichlet(np.ones(6), n)) / n_votes).astype(np.float32 if narrow else float)
+    y = rng.integers(0, 6, n)
+    every = score_all(score, P, seed=draw)
+    for limit in np.append(rng.choice(every.ravel(), 8), [-np.inf, 0, np.inf]):
+        sets = sets_from(score, P, np.full((1, 1), limit, dtype=every.dtype), seed=draw)
+        np.testing.assert_array_equal(sets, every >= limit)
+    calibrated = score_labels(score, P, y, seed=draw, calibration=True)  # finds no order, but these have one
+    ascending, own = np.sort(P, axis=1), P[np.arange(n), y]
+    u = None if draw is None else content_uniform(ascending, draw).astype(P.dtype)
+    by_order = SCORES[score].function(ascending.astype(float), u=u, slack=slack_of(score, P), **SCORES[score].defaults)
+    place = (ascending < own[:, None]).sum(axis=1)
+    np.testing.assert_allclose(calibrated, by_order[np.arange(n), place], rtol=1e-12, atol=1e-300)
+    assert (calibrated <= every[np.arange(n), y]).all()
+
+
 @every_score
 @given(case=strategies.probabilities(), seed=st.none() | seeds)
 def test_more_probable_labels_conform_no_worse(options, case, seed):

@@ -28,6 +28,17 @@ def sorted_rows(values: np.ndarray) -> np.ndarray:
     return columns.T
 
 
+def at(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The value of each row in one column, (n,), of a matrix whole in memory by rows or by columns.
+
+    Several times quicker than indexing by two arrays.
+    """
+    row, column = (stride // matrix.itemsize for stride in matrix.strides)
+    places = columns * column
+    places += np.arange(0, len(matrix) * row, row) if len(matrix) > 1 else 0
+    return matrix.ravel("K").take(places)
+
+
 def lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:
     """Masses, or their logarithms, less a share."""
     if not slack:
@@ -38,18 +49,22 @@ def lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:
         return np.where(np.isneginf(values), values, values - slack * np.maximum(1, np.abs(values)))
 
 
+def running_masses(ascending: np.ndarray, log: bool = False) -> np.ndarray:
+    """Sums of the probabilities of each row, from the first up to each, (n, n_classes)."""
+    add = np.logaddexp if log else np.add
+    if len(ascending) < _FEW:
+        return add.accumulate(ascending, axis=1)
+    columns = np.array(ascending.T, order="C")  # adding whole columns, next to each other, is far quicker
+    for k in range(1, len(columns)):
+        add(columns[k - 1], columns[k], out=columns[k])
+    return columns.T
+
+
 def mass_below(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.ndarray:
     """Probability of all labels ranked below, and 1 - u of the label's own rank; none of the latter without u."""
     add = np.logaddexp if log else np.add
-    if len(ascending) < _FEW:
-        through = add.accumulate(ascending, axis=1)
-        before = np.empty_like(through)
-    else:
-        ascending = np.asfortranarray(ascending)  # adding whole columns, next to each other, is far quicker than cumsum
-        through, before = np.empty_like(ascending), np.empty_like(ascending)
-        through[:, 0] = ascending[:, 0]
-        for k in range(1, ascending.shape[1]):
-            add(through[:, k - 1], ascending[:, k], out=through[:, k])
+    through = running_masses(ascending, log)
+    before = np.empty_like(through)
     before[:, 0] = -np.inf if log else 0
     before[:, 1:] = through[:, :-1]
     rises = ascending[:, 1:] != ascending[:, :-1]
@@ -61,6 +76,19 @@ def mass_below(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.nda
         _weigh(through, 1 - u, log)
         add(before, through, out=before)
     return before
+
+
+def masses_of(values: np.ndarray, own: np.ndarray, u: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`mass_below` and `ranks_of` one label a row, its probability given, both (n,), float64.
+
+    Rows need no order for that, which is several times quicker; the products with ones are sums.
+    """
+    ones, own = np.ones(values.shape[1]), own[:, None]
+    mass = np.matmul((values * (values < own)).astype(float), ones)
+    if u is not None:
+        through = mass + np.matmul((values == own).astype(float), ones) * own[:, 0]
+        mass = mass * u + through * (1 - u)
+    return mass, 1 + np.matmul((values > own).astype(float), ones)
 
 
 def mass_of_others(ascending: np.ndarray, log: bool) -> np.ndarray:

@@ -14,7 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ParameterError
-from ._rows import TIE, least_masses, lowered, mass_below, mass_of_others, penalised, ranks_of, sorted_rows
+from ._rows import (
+    TIE,
+    at,
+    least_masses,
+    lowered,
+    mass_below,
+    mass_of_others,
+    masses_of,
+    penalised,
+    ranks_of,
+    running_masses,
+    sorted_rows,
+)
 
 __all__ = [
     "SCORES",
@@ -408,20 +420,25 @@ def content_uniform(ascending: np.ndarray, seed: int, *, log: bool = False) -> n
     """
     top = ascending[:, -_N_DIGESTED:].astype(float)
     top = np.maximum(top, -1e5) if log else np.log(np.maximum(top, 1e-300))
-    frequencies, start = _frequencies(seed)
-    phase = np.full(len(top), start)
-    odds = top[:, -1:] - top[:, -2::-1]  # log-odds have no stationary point, where phases would crowd
-    odds *= frequencies[: odds.shape[1]]
-    for column in odds.T:
-        phase += column
+    frequencies, start = _frequencies(seed, top.shape[1])
+    top *= frequencies
+    phase = top.sum(axis=1)
+    phase += start
     phase -= np.floor(phase)
-    return np.abs(2 * phase - 1)  # folded, so that it is continuous where the phase wraps
+    phase *= 2
+    phase -= 1
+    return np.abs(phase, out=phase)  # folded, so that it is continuous where the phase wraps
 
 
 @functools.cache
-def _frequencies(seed: int) -> tuple[np.ndarray, float]:
+def _frequencies(seed: int, n: int) -> tuple[np.ndarray, float]:
+    """Factors of the logarithms of the n largest probabilities, and where the phase starts.
+
+    The factors add up to zero: a sum of log-odds has no stationary point, where phases would crowd.
+    """
     rng = np.random.default_rng(seed)
-    return rng.uniform(_FREQUENCY, 2 * _FREQUENCY, _N_DIGESTED - 1), float(rng.random())
+    of_odds = rng.uniform(_FREQUENCY, 2 * _FREQUENCY, _N_DIGESTED - 1)[: n - 1][::-1]
+    return np.append(-of_odds, of_odds.sum()), float(rng.random())
 
 
 def score_all(
@@ -453,6 +470,11 @@ def score_labels(
     slack = slack_of(name, values) if calibration else 0.0
     if not SCORES[name].ranked:
         return SCORES[name].function(own, log=log, slack=slack, **params or {})
+    if calibration and SCORES[name].summed and not log:
+        u = None if seed is None else content_uniform(sorted_rows(values), seed).astype(values.dtype)
+        mass, ranks = masses_of(values, own, u)
+        mass = lowered(mass, slack, log)
+        return mass if name == "aps" else _penalise_raps(mass, ranks, log, **params or SCORES[name].defaults)
     ascending = sorted_rows(values)
     place = np.arange(len(values)), np.sum(ascending < own[:, None], axis=1)
     if name == "raps":  # penalises one label a row, not all
@@ -480,13 +502,20 @@ def sets_from(
         return np.greater_equal(score_all(name, values, log=log, seed=seed, params=params), limits, out=out)
     # With one limit a row, the labels in the set are those at least as probable as the least probable one in it.
     ascending = sorted_rows(values)
-    if name == "raps" and limits.size == 1 and not log:
-        outside = _outside_raps(ascending, float(limits[0, 0]), seed, **params or SCORES[name].defaults)
-    else:
-        outside = np.sum(_score_ranked(name, ascending, log, seed, params) < limits, axis=1)
     last = values.shape[1] - 1
-    least = np.where(outside > last, np.inf, ascending[np.arange(len(values)), np.minimum(outside, last)])
-    return np.greater_equal(values, least.astype(values.dtype)[:, None], out=out)
+    if SCORES[name].summed and not log and (name == "aps" or limits.size == 1):
+        outside = _n_outside(name, ascending, limits, seed, params)
+        # Where none is outside, the place before it is another row's, and the row is counted again for nothing.
+        torn = at(ascending, outside - 1) == at(ascending, np.minimum(outside, last))
+        torn &= outside <= last
+        if torn.any():
+            own = limits[torn] if len(limits) > 1 else limits
+            outside[torn] = (_score_ranked(name, ascending[torn], log, seed, params) < own).sum(axis=1)
+    else:
+        outside = (_score_ranked(name, ascending, log, seed, params) < limits).sum(axis=1)
+    least = at(ascending, np.minimum(outside, last))
+    least[outside > last] = np.inf
+    return np.greater_equal(values, least[:, None], out=out)
 
 
 def truncated(scores: np.ndarray, values: np.ndarray, labels: np.ndarray | None, limits: np.ndarray) -> np.ndarray:
@@ -515,14 +544,26 @@ def _penalise_raps(mass: np.ndarray, ranks: np.ndarray, log: bool, penalty: floa
     return penalised(mass, np.maximum(ranks - k_reg, 0), penalty, log)
 
 
-def _outside_raps(ascending: np.ndarray, limit: float, seed: int | None, penalty: float, k_reg: int) -> np.ndarray:
-    """Number of labels of each row whose `raps` is below the limit, (n,)."""
+def _n_outside(
+    name: str, ascending: np.ndarray, limits: np.ndarray, seed: int | None, params: Params | None
+) -> np.ndarray:
+    """Number of labels of each row whose `aps` or `raps` is below the limit, (n,), as if no probabilities were equal.
+
+    It is right for a row unless it tears labels of equal probability apart.
+    """
     u = None if seed is None else content_uniform(ascending, seed).astype(ascending.dtype)
-    n_classes = ascending.shape[1]
-    least = least_masses(limit, n_classes, k_reg, penalty, ascending.dtype.str)
-    if not (ascending[:, 1:] != ascending[:, :-1]).all():  # with ties each row has ranks of its own
-        least = least[n_classes - ranks_of(ascending)]
-    return np.sum(mass_below(ascending, u, log=False) < least, axis=1)
+    least = limits
+    if name == "raps":
+        numbers = params or SCORES[name].defaults
+        least = least_masses(float(limits[0, 0]), ascending.shape[1], dtype=ascending.dtype.str, **numbers)[None]
+    masses = running_masses(ascending)
+    if u is not None:
+        weighed = masses * (1 - u)[:, None]
+        weighed[:, 1:] += masses[:, :-1] * u[:, None]
+        return (weighed < least).sum(axis=1)
+    outside = (masses[:, :-1] < (least[:, 1:] if least.shape[1] > 1 else least)).sum(axis=1)
+    outside += least[:, 0] > 0  # no mass lies below the first
+    return outside
 
 
 def _score_ranked(
