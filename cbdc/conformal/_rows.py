@@ -33,10 +33,10 @@ def at(matrix: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
     Several times quicker than indexing by two arrays.
     """
-    row, column = (stride // matrix.itemsize for stride in matrix.strides)
-    places = columns * column
-    places += np.arange(0, len(matrix) * row, row) if len(matrix) > 1 else 0
-    return matrix.ravel("K").take(places)
+    n, n_columns = matrix.shape
+    if matrix.flags.c_contiguous:
+        return matrix.ravel().take(columns + np.arange(0, n * n_columns, n_columns))
+    return matrix.T.ravel().take(columns * n + np.arange(n))
 
 
 def lowered(values: np.ndarray, slack: float, log: bool) -> np.ndarray:

@@ -505,10 +505,10 @@ def sets_from(
     last = values.shape[1] - 1
     if SCORES[name].summed and not log and (name == "aps" or limits.size == 1):
         outside = _n_outside(name, ascending, limits, seed, params)
-        # Where none is outside, the place before it is another row's, and the row is counted again for nothing.
+        # Where none is outside, the place before is another row's; at worst the row is counted again for nothing.
         torn = at(ascending, outside - 1) == at(ascending, np.minimum(outside, last))
-        torn &= outside <= last
         if torn.any():
+            torn &= outside <= last
             own = limits[torn] if len(limits) > 1 else limits
             outside[torn] = (_score_ranked(name, ascending[torn], log, seed, params) < own).sum(axis=1)
     else:

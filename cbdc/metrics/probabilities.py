@@ -23,6 +23,7 @@ __all__ = [
 
 CELLS = 2**19  # of a chunk: what is read twice is still in the cache
 _ROWS = 2**14  # of a product with ones: with few columns and more rows it takes three times as long
+_WIDE = 64  # columns, from which einsum is quicker than such a product
 _SUM_TOLERANCE = 1e-4  # a float32 softmax over thousands of classes stays well within it
 _ROUNDED = 0.02  # a sum nearer to 1 is one of rounded probabilities
 
@@ -64,7 +65,8 @@ def check_probabilities(proba: ArrayLike, name: str = "proba", *, first_row: int
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, len(proba), step):
             rows = proba[start : start + step]
-            sums = np.matmul(rows, ones)  # several times quicker than `sum`
+            # Both several times quicker than `sum`
+            sums = np.matmul(rows, ones) if len(ones) < _WIDE else np.einsum("ij->i", rows)
             # Each is false of NaN, which a row's sum inherits
             if not (rows.min() >= 0 and sums.max() - 1 <= _SUM_TOLERANCE and 1 - sums.min() <= _SUM_TOLERANCE):
                 _refuse(rows, sums, first_row + start, name)
