@@ -83,7 +83,7 @@ def test_whole_groups_are_held_out_and_each_class_is_on_either_side(data, fracti
 
 
 def test_a_class_of_one_lesion_cannot_be_split():
-    with pytest.raises(DatasetError, match="class df: 1 lesion of its own"):
+    with pytest.raises(DatasetError, match="class df: 1 lesion among"):
         hold_out(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2]), 0.2, np.array(["df", "nv"]), 0)
 
 
@@ -91,6 +91,17 @@ def test_a_group_of_two_classes_counts_for_the_rarer():
     codes, groups = np.array([0, 1, 0, 0, 0, 1]), np.array([0, 0, 1, 2, 3, 4])
     held_out = hold_out(codes, groups, 0.5, np.array(["nv", "mel"]), 0)
     assert len(set(groups[held_out]) & {0, 4}) == 1
+
+
+def test_a_class_seen_only_beside_a_rarer_one_goes_along():
+    codes = np.array([0, 0, 1, 0, 0, 1, 2, 2, 2, 2, 2, 2])
+    groups = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4])
+    held_out = hold_out(codes, groups, 0.3, np.array(["bkl", "mel", "nv"]), 0)
+    assert set(codes[held_out]) == set(np.delete(codes, held_out)) == {0, 1, 2}
+    codes, groups = np.array([0, 0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 0, 1, 2])
+    seed = next(seed for seed in range(100) if np.random.default_rng(seed).permutation(3)[0] == 2)
+    with pytest.raises(DatasetError, match="class bkl: 2 lesions, tied to one side by rarer classes"):
+        hold_out(codes, groups, 0.3, np.array(["bkl", "mel"]), seed)
 
 
 # --- losses

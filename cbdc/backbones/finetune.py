@@ -391,7 +391,7 @@ class FineTuner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 
 
 def hold_out(codes: np.ndarray, groups: np.ndarray, fraction: float, classes: np.ndarray, seed: int) -> np.ndarray:
-    """Rows of the share of each class's groups that is not trained on: at least one group on either side.
+    """Rows of the share of each class's groups that is not trained on: each class is on either side.
 
     Parameters
     ----------
@@ -411,7 +411,7 @@ def hold_out(codes: np.ndarray, groups: np.ndarray, fraction: float, classes: np
     Raises
     ------
     DatasetError
-        If a class has one group only.
+        If a class has one group only, or is seen only beside rarer ones, all of which came to one side.
     """
     rng = np.random.default_rng(seed)
     _, group_codes = np.unique(groups, return_inverse=True)
@@ -420,16 +420,21 @@ def hold_out(codes: np.ndarray, groups: np.ndarray, fraction: float, classes: np
     rank = np.full(group_codes.max() + 1, len(classes))
     np.minimum.at(rank, group_codes, rarity[codes])
     chosen = []
-    for k, name in enumerate(classes):
+    for k in range(len(classes)):
         members = np.flatnonzero(rank == rarity[k])
-        if len(members) < 2:
+        if len(members) > 1:
+            n = int(np.clip(round(fraction * len(members)), 1, len(members) - 1))
+            chosen.append(rng.permutation(members)[:n])
+    held_out = np.isin(group_codes, np.concatenate([[-1], *chosen]))
+    for k, name in enumerate(classes):
+        if len(set(held_out[codes == k])) < 2:
+            n = len(set(group_codes[codes == k]))
+            found = "1 lesion" if n == 1 else f"{n} lesions, tied to one side by rarer classes,"
             raise DatasetError(
-                f"class {name!s}: {len(members)} lesion of its own among the training data; fine-tuning needs one to "
-                "train on and one to hold out. Fix: leave the class out, merge it with another, or do not fine-tune."
+                f"class {name!s}: {found} among the training data; fine-tuning needs one to train on and one to hold "
+                "out. Fix: leave the class out, merge it with another, or do not fine-tune."
             )
-        n = int(np.clip(round(fraction * len(members)), 1, len(members) - 1))
-        chosen.append(rng.permutation(members)[:n])
-    return np.flatnonzero(np.isin(group_codes, np.concatenate(chosen)))
+    return np.flatnonzero(held_out)
 
 
 def _check_takes(backbone: Backbone, side: int) -> None:
