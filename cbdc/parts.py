@@ -27,6 +27,10 @@ def head_of(clf: Any) -> Any:
 
 def embedders_of(clf: Any) -> list[ImageEmbedder]:
     """One of each backbone, not fitted."""
+    if not isinstance(clf.fine_tune, FineTuner | bool | np.bool_ | None):
+        raise ParameterError(f"fine_tune={clf.fine_tune!r}: expected a FineTuner, True, False or None.")
+    if not isinstance(clf.pool, bool | np.bool_):
+        raise ParameterError(f"pool={clf.pool!r}: expected True or False.")
     names = [clf.backbone] if isinstance(clf.backbone, str) else list(clf.backbone)
     if not names:
         raise ParameterError("backbone: got no name. Fix: give one, or several for an ensemble.")
@@ -55,10 +59,6 @@ def embedders_of(clf: Any) -> list[ImageEmbedder]:
 
 def fine_tuners_of(clf: Any, embedders: list[ImageEmbedder]) -> list[FineTuner]:
     """One of each embedder, not fitted; `CBDCClassifier.fine_tune` says what they share."""
-    if not isinstance(clf.fine_tune, FineTuner | bool | np.bool_):
-        raise ParameterError(f"fine_tune={clf.fine_tune!r}: expected True, a FineTuner, or None.")
-    if not isinstance(clf.pool, bool | np.bool_):
-        raise ParameterError(f"pool={clf.pool!r}: expected True or False.")
     asked = clf.fine_tune if isinstance(clf.fine_tune, FineTuner) else FineTuner(verbose=clf.verbose)
     if asked.embedder is not None:
         raise ParameterError(

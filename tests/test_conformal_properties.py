@@ -215,6 +215,9 @@ def test_labels_of_equal_probability_are_not_torn_apart(score, n, seed, draw, n_
     by_order = SCORES[score].function(ascending.astype(float), u=u, slack=slack_of(score, P), **SCORES[score].defaults)
     place = (ascending < own[:, None]).sum(axis=1)
     np.testing.assert_allclose(calibrated, by_order[np.arange(n), place], rtol=1e-12, atol=1e-300)
+    for i in range(min(n, 20)):  # in any batch the same to the bit
+        one = score_labels(score, P[i : i + 1], y[i : i + 1], seed=draw, calibration=True)
+        assert one == calibrated[i]
     assert (calibrated <= every[np.arange(n), y]).all()
 
 

@@ -570,8 +570,9 @@ def test_without_pool_the_head_is_alone(lesions):
     ("parameters", "message"),
     [
         ({"backbone": []}, "backbone: got no name"),
-        ({"fine_tune": "yes"}, "fine_tune='yes': expected True, a FineTuner, or None"),
-        ({"fine_tune": True, "pool": "linear"}, "pool='linear': expected True or False"),
+        ({"fine_tune": "yes"}, "fine_tune='yes': expected a FineTuner, True, False or None"),
+        ({"fine_tune": []}, "expected a FineTuner, True, False or None"),
+        ({"pool": "linear"}, "pool='linear': expected True or False"),
         ({"backbone": ["resnet18", "resnet50"], "weights": "resnet.pt"}, "one file is not that of several"),
         ({"backbone": ["resnet18"] * 2}, "a network that is not fine-tuned is the same twice"),
         (

@@ -81,14 +81,16 @@ def mass_below(ascending: np.ndarray, u: np.ndarray | None, log: bool) -> np.nda
 def masses_of(values: np.ndarray, own: np.ndarray, u: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """`mass_below` and `ranks_of` one label a row, its probability given, both (n,), float64.
 
-    Rows need no order for that, which is several times quicker; the products with ones are sums.
+    Rows need no order for that, which is several times quicker. Summed in the order of the columns, the mass is the
+    same to the bit in any batch; another order of the classes may move it by a last place of float64, a small part of
+    the share by which calibration scores are lowered.
     """
-    ones, own = np.ones(values.shape[1]), own[:, None]
-    mass = np.matmul((values * (values < own)).astype(float), ones)
+    own = own[:, None]
+    mass = np.einsum("ij->i", (values * (values < own)).astype(float))
     if u is not None:
-        through = mass + np.matmul((values == own).astype(float), ones) * own[:, 0]
-        mass = mass * u + through * (1 - u)
-    return mass, 1 + np.matmul((values > own).astype(float), ones)
+        n_tied = np.count_nonzero(values == own, axis=1)
+        mass = mass * u + (mass + n_tied * own[:, 0].astype(float)) * (1 - u)
+    return mass, 1 + np.count_nonzero(values > own, axis=1)
 
 
 def mass_of_others(ascending: np.ndarray, log: bool) -> np.ndarray:

@@ -4,7 +4,8 @@ The values are probabilities, or their logarithms: the order of the scores is th
 probabilities underflow. A score may be any increasing function of the published one's negative; it is chosen so that
 labels of tiny probability stay apart. A score is either elementwise, or `ranked`: a function of a whole row in
 ascending order, whose result rises, weakly, along the row and is the same for equal values. Then a permutation of the
-classes permutes the scores. To add one, write the function and enter it in `SCORES`; the last functions apply any.
+classes permutes the scores (those of calibration cases but for a rounding, see `masses_of`). To add one, write the
+function and enter it in `SCORES`; the last functions apply any.
 """
 
 import functools

@@ -60,13 +60,13 @@ def check_probabilities(proba: ArrayLike, name: str = "proba", *, first_row: int
             proba = proba.astype(float)
         except (TypeError, ValueError):
             raise ValueError(f"{name}: got {proba.dtype}; expected numbers.") from None
-    ones = _ones(proba.shape[1], proba.dtype)
+    ones = _ones(proba.shape[1], proba.dtype) if proba.shape[1] < _WIDE else None
     step = min(_ROWS, max(1, CELLS // proba.shape[1]))
     with np.errstate(invalid="ignore", over="ignore"):
         for start in range(0, len(proba), step):
             rows = proba[start : start + step]
             # Both several times quicker than `sum`
-            sums = np.matmul(rows, ones) if len(ones) < _WIDE else np.einsum("ij->i", rows)
+            sums = np.einsum("ij->i", rows) if ones is None else np.matmul(rows, ones)
             # Each is false of NaN, which a row's sum inherits
             if not (rows.min() >= 0 and sums.max() - 1 <= _SUM_TOLERANCE and 1 - sums.min() <= _SUM_TOLERANCE):
                 _refuse(rows, sums, first_row + start, name)
