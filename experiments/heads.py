@@ -9,7 +9,7 @@ posterior, by the mutual information. "Hellinger": with that map of the features
 patient share the weight of one. Cells that the results file holds already are not computed again.
 
 The members of the pooled head, and the sixty passes of dropout, were chosen on the first five splits. The figures are
-those of the others; of the first five only the verdicts are shown.
+those of the others, which part the same lesions anew; of the first five only the verdicts are shown.
 
     python -m experiments.heads --root DATA --cache .cache
 """
@@ -226,10 +226,13 @@ DIGITS = {"set_size": 2, "set_size_over_best": 2, "fit_seconds": 1, "predict_ms"
 
 
 def summaries(cells: dict[str, Any]) -> dict[str, Any]:
-    """Of the splits on which nothing was chosen, and of those on which the default was; with the cells."""
+    """Of the splits on which nothing was chosen, and of those on which the default was; with the cells.
+
+    Where there are none but the latter, as in the quick form, theirs are the figures.
+    """
     first = {key: cell for key, cell in cells.items() if int(key.split(", ")[2]) < CHOSEN_ON}
     others = {key: cell for key, cell in cells.items() if key not in first}
-    return {"cells": cells, "summary": summary(others), "chosen_on": summary(first)}
+    return {"cells": cells, "summary": summary(others or first), "chosen_on": summary(first if others else {})}
 
 
 def summary(cells: dict[str, Any]) -> dict[str, Any]:
