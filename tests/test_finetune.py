@@ -624,10 +624,10 @@ def test_the_command_line_fine_tunes(tmp_path, capsys):
     assert "--epochs: it goes with --fine-tune" in capsys.readouterr().err
     assert main([*fit, "--no-pool", "--quiet"]) == 1
     assert "--no-pool: it goes with --fine-tune" in capsys.readouterr().err
-    assert (
-        main([*fit, "--fine-tune", "--epochs", "1", "--minutes", "5", "--loss", "focal", "--confidence-level", "0.5"])
-        == 0
-    )
+    tuned = [*fit, "--fine-tune", "--no-pool", "--epochs", "1", "--minutes", "5", "--loss", "focal"]
+    assert main([*tuned, "--confidence-level", "0.5"]) == 0
     printed = capsys.readouterr().out
     assert "held-out NLL" in printed
-    assert CBDCClassifier.load(out).fine_tune.loss == "focal"
+    loaded = CBDCClassifier.load(out)
+    assert loaded.fine_tune.loss == "focal"
+    assert type(loaded.head_) is LaplaceHead

@@ -503,6 +503,20 @@ def test_bad_probabilities_name_their_row(proba, message):
         m.check_probabilities(proba)
 
 
+@pytest.mark.parametrize("n_classes", [2, 63, 64, 390])
+@pytest.mark.parametrize("row", [0, 1343, 2**14 - 1, 2**14, 2**14 + 2])  # at the ends of blocks
+@pytest.mark.parametrize(
+    ("first", "last", "message"),
+    [(0, 0.3, "sums to"), (0.6, -0.6, "negative|-0"), (0, np.nan, "NaN"), (0, np.inf, "infinity")],
+)
+def test_a_bad_row_is_found_wherever_it_is(n_classes, row, first, last, message):
+    proba = np.full((2**14 + 3, n_classes), 1 / n_classes, dtype=np.float32)
+    m.check_probabilities(proba)
+    proba[row, [0, -1]] += np.array([first, last], dtype=np.float32)
+    with pytest.raises(ValueError, match=rf"row {row} .*({message})"):
+        m.check_probabilities(proba)
+
+
 @pytest.mark.parametrize(
     ("y", "message"),
     [([0, 2], "case 1 has class 2"), ([0, -1], "case 1 has class -1"), ([0], "shape"), ([0.0, 1.0], "float64")],
