@@ -419,13 +419,13 @@ def hold_out(codes: np.ndarray, groups: np.ndarray, fraction: float, classes: np
     rarity = np.argsort(np.argsort(counts, kind="stable"))  # 0 for the rarest class
     rank = np.full(group_codes.max() + 1, len(classes))
     np.minimum.at(rank, group_codes, rarity[codes])
-    chosen = []
+    chosen: list[int] = []
     for k in range(len(classes)):
         members = np.flatnonzero(rank == rarity[k])
         if len(members) > 1:
             n = int(np.clip(round(fraction * len(members)), 1, len(members) - 1))
-            chosen.append(rng.permutation(members)[:n])
-    held_out = np.isin(group_codes, np.concatenate([[-1], *chosen]))
+            chosen.extend(rng.permutation(members)[:n])
+    held_out = np.isin(group_codes, chosen)
     for k, name in enumerate(classes):
         if len(set(held_out[codes == k])) < 2:
             n = len(set(group_codes[codes == k]))
