@@ -16,7 +16,8 @@ from cbdc import ConformalClassifier
 from cbdc import metrics as m
 from cbdc.conformal import SCORES
 from cbdc.conformal._rows import sorted_rows
-from cbdc.conformal.scores import content_uniform, score_all, score_dtype, score_labels, sets_from, slack_of
+from cbdc.conformal._uniform import content_uniform
+from cbdc.conformal.scores import score_all, score_dtype, score_labels, sets_from, slack_of
 from cbdc.errors import CalibrationSizeWarning
 
 # --- every score, with and without its random number, under every condition and guarantee

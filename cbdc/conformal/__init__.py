@@ -1,5 +1,6 @@
 """Conformal prediction sets over any classifier: scores, thresholds, and the meta-estimator that joins them."""
 
+from ._uniform import content_uniform
 from .ambiguous import MonteCarloConformalClassifier, plausibilities_from_differentials
 from .bayes import ConformalBayesClassifier
 from .certificate import Certificate, Condition
@@ -16,7 +17,7 @@ from .pareto import effective_sample_size, pareto_k
 from .patients import approximate_band, draw_one, effective_n
 from .quadrature import quadrature_bound, quadrature_index, risk_exceedance
 from .risk import crc_index, ltt_indices, rcps_index, risk_p_values
-from .scores import SCORES, aps, content_uniform, lac, margin, rank, raps, saps, topk
+from .scores import SCORES, aps, lac, margin, rank, raps, saps, topk
 from .stream import OnlineConformalClassifier
 from .synthetic import SyntheticPoweredConformalClassifier, guard_ranks
 from .thresholds import CalibrationScores, least_n

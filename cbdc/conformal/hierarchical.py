@@ -22,8 +22,9 @@ from ._base import ScoringClassifier
 from ._codes import check_groups, group_codes
 from ._nested import Tree, check_leaves, nested_scores
 from ._state import check_groups_of, check_scores
+from ._uniform import content_uniform
 from .certificate import Certificate, Condition
-from .scores import TIE, content_uniform
+from .scores import TIE
 from .thresholds import CalibrationScores, least_n
 
 __all__ = ["HierarchicalConformalClassifier"]
