@@ -387,6 +387,7 @@ def test_the_order_of_the_cases_never_matters(case, seed):
         m.auroc,
         m.aurc,
         lambda p, t: m.ece_noise_floor(p, random_state=0, n_resamples=5),
+        lambda p, t: m.ece_noise_floor(p, units=t, random_state=0, n_resamples=5),
     ):
         np.testing.assert_allclose(f(P[order], y[order]), f(P, y), rtol=1e-9, atol=1e-12)
 
@@ -450,6 +451,31 @@ def test_noise_floor_is_the_law_of_the_error_under_calibration():
     draws = [(P.cumsum(axis=1) > rng.random((500, 1))).argmax(axis=1) for _ in range(400)]
     errors = np.array([m.expected_calibration_error(P, y) for y in draws])
     mean, high = m.ece_noise_floor(P, n_resamples=4000, random_state=0)
+    assert abs(errors.mean() - mean) < 5 * errors.std() / 20
+    low_count, high_count = stats.binom.ppf([1e-4, 1 - 1e-4], 400, 0.05)
+    assert low_count <= (errors > high).sum() <= high_count
+
+
+def test_noise_floor_counts_units_and_not_their_images():
+    rng = np.random.default_rng(2)
+    P = softmax(2 * rng.standard_normal((300, 5)), axis=1)
+    units = rng.permutation(300).astype(str)
+    of_units = m.ece_noise_floor(P, units=units, random_state=0)
+    thrice = m.ece_noise_floor(np.repeat(P, 3, axis=0), units=np.repeat(units, 3), random_state=0)
+    np.testing.assert_allclose(thrice, of_units, atol=1e-12)
+    assert m.ece_noise_floor(np.repeat(P, 3, axis=0), random_state=0)[0] < 0.8 * of_units[0]
+    with pytest.raises(ValueError, match="one for each of the 300 cases"):
+        m.ece_noise_floor(P, units=units[:-1])
+
+
+def test_noise_floor_of_units_is_that_of_labels_they_share():
+    """Two images of a lesion, on which the model does not quite agree: labels by one uniform number a lesion."""
+    rng = np.random.default_rng(3)
+    logits = np.repeat(2 * rng.standard_normal((250, 5)), 2, axis=0) + rng.standard_normal((500, 5))
+    P, units = softmax(logits, axis=1), np.repeat(np.arange(250), 2)
+    draws = [(P.cumsum(axis=1) > rng.random((250, 1))[units]).argmax(axis=1) for _ in range(400)]
+    errors = np.array([m.expected_calibration_error(P, y) for y in draws])
+    mean, high = m.ece_noise_floor(P, units=units, n_resamples=4000, random_state=0)
     assert abs(errors.mean() - mean) < 5 * errors.std() / 20
     low_count, high_count = stats.binom.ppf([1e-4, 1 - 1e-4], 400, 0.05)
     assert low_count <= (errors > high).sum() <= high_count

@@ -98,6 +98,23 @@ def test_reliability_shows_the_curve_its_counts_and_its_noise(predictions):
     assert f"ECE {ece:.3f} (noise alone: up to {floor:.3f})" in texts(display)
 
 
+def test_reliability_of_units_has_their_intervals_and_noise(predictions):
+    proba, y, _ = predictions
+    units = np.arange(len(y)) // 3
+    display = ReliabilityDisplay.from_predictions(proba, y, units=units, n_bins=10, random_state=0)
+    curve = metrics.reliability_curve(proba, y, 10)
+    right, top = proba.argmax(axis=1) == y, proba.max(axis=1)
+    expected = [
+        metrics.cluster_interval(right[inside], units[inside])
+        for lower, upper in zip(curve["lower"], curve["upper"], strict=True)
+        if (inside := (lower < top) & (top <= upper)).any()
+    ]
+    segments = np.array(display.ax_.collections[0].get_segments())
+    np.testing.assert_allclose(segments[:, :, 1], expected)
+    floor = metrics.ece_noise_floor(proba, 10, units=units, random_state=0)[1]
+    assert any(f"(noise alone: up to {floor:.3f})" in text for text in texts(display))
+
+
 def test_class_coverage_shows_rates_intervals_and_bands(predictions):
     _, y, sets = predictions
     n_calibration = np.array([90, 80, 70, 60])

@@ -177,6 +177,7 @@ def test_intervals_count_units_and_not_copies():
     for name in ("balanced_accuracy", "auroc", "brier", "nll"):
         assert many[name] == pytest.approx(once[name])
         assert once[name]["low"] < once[name]["value"] < once[name]["high"]
+    assert many["ece_noise_floor"] == pytest.approx(once["ece_noise_floor"])
     assert many["accuracy"]["high"] - many["accuracy"]["low"] > 0.95 * (
         once["accuracy"]["high"] - once["accuracy"]["low"]
     )

@@ -135,6 +135,7 @@ def ece_noise_floor(
     proba: ArrayLike,
     n_bins: int = 15,
     *,
+    units: ArrayLike | None = None,
     strategy: str = "uniform",
     n_resamples: int = 200,
     quantile: float = 0.95,
@@ -148,6 +149,11 @@ def ece_noise_floor(
     ----------
     proba : array-like of shape (n, n_classes)
     n_bins : int, default=15
+    units : array-like of shape (n,), optional
+        Lesion or patient of each case. Images of a lesion have one label, and so are right or wrong together: the error
+        of chance is larger than that of as many lesions. Every case keeps its own probabilities; the labels of a unit
+        are quantiles at one uniform number, so that they agree as far as the probabilities do. (Different lesions of a
+        patient agree less; of patients the floor is rather too high.) Without units each case counts as one.
     strategy : {"uniform", "quantile"}, default="uniform"
     n_resamples : int, default=200
     quantile : float, default=0.95
@@ -158,6 +164,11 @@ def ece_noise_floor(
     mean : float
     quantile : float
         An error above it is evidence, at level 1 - quantile, that the model is not calibrated. Both NaN without cases.
+
+    Raises
+    ------
+    ValueError
+        If there is not one unit for each case.
 
     References
     ----------
@@ -174,12 +185,24 @@ def ece_noise_floor(
     if not len(proba):
         return float("nan"), float("nan")
     rng = check_random_state(random_state)
-    confidence = np.sort(proba.max(axis=1).astype(float))
+    confidence = proba.max(axis=1).astype(float)
+    # the label is the predicted one where the uniform number of the unit lies in that label's part of (0, 1)
+    is_before = np.arange(proba.shape[1]) < proba.argmax(axis=1)[:, None]
+    before = np.where(is_before, proba, 0).sum(axis=1, dtype=float)
+    order = np.lexsort([before, confidence])  # the same cases in another order get the same numbers
+    number = np.arange(len(proba))
+    if units is not None:
+        codes = np.unique(np.asarray(units), return_inverse=True)[1]
+        if codes.shape != number.shape:
+            raise ValueError(f"units: got shape {codes.shape}; give one for each of the {len(proba)} cases.")
+        number = codes[order]
+    confidence, before = confidence[order], before[order]
     starts = np.flatnonzero(np.diff(_bins(confidence, _edges(confidence, n_bins, strategy)), prepend=-1))
     errors = []
     for first in range(0, n_resamples, step := max(1, _CELLS // len(confidence))):
-        noise = rng.random_sample((min(step, n_resamples - first), len(confidence)))
-        gaps = np.add.reduceat((noise < confidence) - confidence, starts, axis=1)
+        draws = rng.random_sample((min(step, n_resamples - first), number.max() + 1))[:, number]
+        right = (before <= draws) & (draws < before + confidence)
+        gaps = np.add.reduceat(right - confidence, starts, axis=1)
         errors.append(np.abs(gaps).sum(axis=1) / len(confidence))
     found = np.concatenate(errors)
     return float(found.mean()), float(np.quantile(found, quantile))

@@ -37,6 +37,8 @@ class ReliabilityDisplay(Display):
         Expected calibration error.
     noise_floor : float, optional
         The error that a calibrated model stays under with a probability of 95%.
+    intervals : array-like of shape (n_bins, 2), optional
+        Of each accuracy; by default exact ones, of independent cases.
 
     Attributes
     ----------
@@ -65,12 +67,14 @@ class ReliabilityDisplay(Display):
         *,
         ece: float | None = None,
         noise_floor: float | None = None,
+        intervals: ArrayLike | None = None,
     ) -> None:
         self.confidence = np.asarray(confidence, dtype=float)
         self.accuracy = np.asarray(accuracy, dtype=float)
         self.counts = np.asarray(counts)
         self.ece = ece
         self.noise_floor = noise_floor
+        self.intervals = None if intervals is None else np.asarray(intervals, dtype=float)
 
     @classmethod
     def from_predictions(
@@ -79,6 +83,7 @@ class ReliabilityDisplay(Display):
         y: ArrayLike,
         *,
         n_bins: int = 15,
+        units: ArrayLike | None = None,
         strategy: str = "uniform",
         random_state: int | np.random.RandomState | None = None,
         ax: Axes | None = None,
@@ -86,12 +91,16 @@ class ReliabilityDisplay(Display):
     ) -> "ReliabilityDisplay":
         """Draw the reliability of probabilities (n, n_classes) for true columns y (n,).
 
-        `n_bins`, `strategy` and `random_state` are those of `expected_calibration_error` and `ece_noise_floor`.
+        `n_bins`, `units`, `strategy` and `random_state` are those of `expected_calibration_error` and
+        `ece_noise_floor`; with units the intervals are those of `cluster_interval`.
         """
         curve = metrics.reliability_curve(proba, y, n_bins, strategy=strategy)
         ece = metrics.expected_calibration_error(proba, y, n_bins, strategy=strategy)
-        floor = metrics.ece_noise_floor(proba, n_bins, strategy=strategy, random_state=random_state)[1]
-        display = cls(curve["confidence"], curve["accuracy"], curve["n"], ece=ece, noise_floor=floor)
+        floor = metrics.ece_noise_floor(proba, n_bins, units=units, strategy=strategy, random_state=random_state)[1]
+        intervals = None if units is None else _cluster_intervals(np.asarray(proba), np.asarray(y), units, curve)
+        display = cls(
+            curve["confidence"], curve["accuracy"], curve["n"], ece=ece, noise_floor=floor, intervals=intervals
+        )
         return display.plot(ax, **plot_options)
 
     def plot(self, ax: Axes | None = None, *, name: str = "accuracy in bin") -> "ReliabilityDisplay":
@@ -99,7 +108,10 @@ class ReliabilityDisplay(Display):
         ax = self._start(ax)
         there = self.counts > 0
         x, y, n = self.confidence[there], self.accuracy[there], self.counts[there]
-        low, high = metrics.clopper_pearson(np.rint(y * n), n)
+        if self.intervals is None:
+            low, high = metrics.clopper_pearson(np.rint(y * n), n)
+        else:
+            low, high = self.intervals[there].T
         share = 0.16 * n / max(n.max(initial=1), 1)
         ax.bar(x, share, width=0.022, color=COLORS["expected"], label="cases in bin")
         for xi, height, count in zip(x, share, n):
@@ -113,6 +125,13 @@ class ReliabilityDisplay(Display):
         style = {"fontsize": "small", "title_fontsize": "small", "alignment": "left", "frameon": False}
         ax.legend(loc="upper left", title=title, **style)
         return self
+
+
+def _cluster_intervals(proba: np.ndarray, y: np.ndarray, units: ArrayLike, curve: pd.DataFrame) -> np.ndarray:
+    """Interval of the accuracy in each bin of a reliability curve, (n_bins, 2); NaN with fewer than two units."""
+    right, units = proba.argmax(axis=1) == y, np.asarray(units)
+    bins = np.minimum(np.searchsorted(curve["upper"], proba.max(axis=1)), len(curve) - 1)
+    return np.array([metrics.cluster_interval(right[bins == b], units[bins == b]) for b in range(len(curve))])
 
 
 class ClassCoverageDisplay(Display):

@@ -45,6 +45,8 @@ class Evaluation:
         Level of `sets`.
     labels : ndarray of shape (n,), int
         Column of the true class of each image that could be used.
+    units : ndarray of shape (n,)
+        Lesion or patient of each image.
     proba, p_values : ndarray of shape (n, n_classes)
     sets : ndarray of shape (n, n_classes), bool
     sample : ndarray of shape (n_units,), int
@@ -60,6 +62,7 @@ class Evaluation:
     malignant: dict[str, bool | None]
     confidence_level: float
     labels: np.ndarray = dataclasses.field(repr=False)
+    units: np.ndarray = dataclasses.field(repr=False)
     proba: np.ndarray = dataclasses.field(repr=False)
     p_values: np.ndarray = dataclasses.field(repr=False)
     sets: np.ndarray = dataclasses.field(repr=False)
@@ -258,6 +261,7 @@ def evaluate(
         malignant={c: None if taxonomy is None else taxonomy.malignant(c) for c in classes},
         confidence_level=level,
         labels=labels,
+        units=units,
         proba=proba,
         p_values=classifier.conformal_.p_values(embeddings, groups=given),
         sets=by_level[level],

@@ -74,7 +74,7 @@ def probability_figures(
     # no bootstrap interval: resampling adds the very noise that these errors are biased by; the floor says more
     for name, error in [("ece", metrics.expected_calibration_error), ("classwise_ece", metrics.classwise_ece)]:
         figures[name] = {"value": error(proba, labels, _N_BINS), "low": None, "high": None}
-    floor = metrics.ece_noise_floor(proba, _N_BINS, quantile=_PROBABILITY, random_state=random_state)
+    floor = metrics.ece_noise_floor(proba, _N_BINS, units=units, quantile=_PROBABILITY, random_state=random_state)
     figures = {name: figures[name] for name in TITLES}
     return {**figures, "ece_noise_mean": floor[0], "ece_noise_floor": floor[1], "n": len(labels), "n_bins": _N_BINS}
 

@@ -305,7 +305,8 @@ def _set_plots(e: Evaluation) -> Html:
 
 
 def _probability_plots(e: Evaluation) -> Html:
-    reliability = ReliabilityDisplay.from_predictions(e.proba, e.labels, random_state=e.figures["data"]["random_state"])
+    seed = e.figures["data"]["random_state"]
+    reliability = ReliabilityDisplay.from_predictions(e.proba, e.labels, units=e.units, random_state=seed)
     return _plots(
         svg(
             reliability,
