@@ -215,12 +215,17 @@ def test_what_does_not_fit_is_told(data):
         pool.predict_proba(X[:, :7])
 
 
-def test_the_pooled_head_is_the_mean_of_three(data, tmp_path):
+@pytest.mark.parametrize("random_state", [None, 3])
+def test_the_pooled_head_is_the_mean_of_two_networks_and_a_process(random_state, data, tmp_path):
     X, y = np.abs(data[0]), data[1]
-    head = PooledHead(feature_map="hellinger", random_state=3).fit(X, y)
+    head = PooledHead(feature_map="hellinger", random_state=random_state).fit(X, y)
     mapped = hellinger(X)
-    kinds = (LaplaceHead, DropoutHead, RandomFeatureGPHead)
-    apart = [kind(random_state=3).fit(mapped, y).predict_proba(mapped) for kind in kinds]
+    seeds = np.random.RandomState(random_state or 0).randint(2**31 - 1, size=3)
+    kinds = (DropoutHead, DropoutHead, RandomFeatureGPHead)
+    apart = [
+        kind(random_state=seed).fit(mapped, y).predict_proba(mapped) for kind, seed in zip(kinds, seeds, strict=True)
+    ]
+    assert np.abs(apart[0] - apart[1]).max() > 0.01
     np.testing.assert_allclose(head.predict_proba(X), np.mean(apart, axis=0), atol=1e-12)
     arrays, document = state_of(head)
     again = head_from(*read_modelfile(write_modelfile(tmp_path / "head", arrays, json.loads(json.dumps(document)))))
@@ -239,12 +244,18 @@ def test_heads_of_a_pool_keep_what_is_their_own(data):
     mapped = LaplaceHead(feature_map="hellinger", random_state=1)
     head = PooledHead([mapped, EnsembleHead(6)], random_state=0).fit(X, y)
     assert [one.feature_map for one in head.heads_] == ["hellinger", None]
-    assert [one.random_state for one in head.heads_] == [0, 0]
+    seeds = np.random.RandomState(0).randint(2**31 - 1, size=2).tolist()
+    assert [one.random_state for one in head.heads_] == seeds
     np.testing.assert_allclose(
-        head.heads_[0].predict_proba(X), LaplaceHead(feature_map="hellinger", random_state=0).fit(X, y).predict_proba(X)
+        head.heads_[0].predict_proba(X), mapped.set_params(random_state=seeds[0]).fit(X, y).predict_proba(X)
     )
+    head = PooledHead([LaplaceHead(random_state=1), EnsembleHead(6)]).fit(X, y)
+    assert [one.random_state for one in head.heads_] == [1, seeds[1]]
     with pytest.raises(ParameterError, match="LinearPool has no feature_map"):
         PooledHead([LinearPool([LaplaceHead()], [8]), LaplaceHead()], feature_map="hellinger").fit(X, y)
+    with pytest.raises(ParameterError, match="LinearPool has no random_state"):
+        PooledHead([LinearPool([LaplaceHead()], [8]), LaplaceHead()], random_state=0).fit(X, y)
+    assert len(PooledHead([LinearPool([LaplaceHead()], [8]), LaplaceHead()]).fit(X, y).heads_) == 2
 
 
 def test_rows_without_a_group_are_refused(data):

@@ -1,4 +1,4 @@
-"""`PooledHead`: a linear, a nonlinear and a kernel head, averaged."""
+"""`PooledHead`: two nonlinear heads and a kernel head, averaged."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -6,6 +6,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import clone
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..errors import ParameterError
@@ -13,23 +14,22 @@ from ._base import BayesianHead
 from ._mixture import Mixture
 from .dropout import DropoutHead
 from .gp import RandomFeatureGPHead
-from .laplace import LaplaceHead
 
 __all__ = ["PooledHead"]
 
 
 class PooledHead(Mixture):
-    """Mean of the probabilities of `LaplaceHead`, `DropoutHead` and `RandomFeatureGPHead`: the default for images.
+    """Mean of the probabilities of two `DropoutHead` and a `RandomFeatureGPHead`: the default for images.
 
-    The three see the same embeddings in different ways (linear, through hidden units, by distance) and err on different
-    cases. The first and the last are rather too careful, the second too sure. On HAM10000 and PAD-UFES-20 their mean
-    has a better likelihood than each of them, on PH2 about that of the best: see docs/heads.md, with its cost.
+    The two networks start from different seeds and err on different cases; the Gaussian process knows how far a case is
+    from those that it was fitted to. It is rather too careful, they are too sure. Their mean has a better likelihood
+    than each of them, and is better calibrated: see docs/heads.md, with its cost and the averages that were compared.
 
     Parameters
     ----------
     heads : sequence of BayesianHead or None, default=None
-        Other heads to average. They are cloned; a parameter below that is given is set on each, one that is left at its
-        default stays their own.
+        Other heads to average. They are cloned; of the three parameters below it one that is given is set on each, one
+        that is left at its default stays their own.
     standardize : bool, default=False
         Divide each feature by its own standard deviation, not all by one.
     feature_map : {"hellinger"} or None, default=None
@@ -38,7 +38,7 @@ class PooledHead(Mixture):
     class_weight : {"balanced"}, dict or None, default=None
         Factor of the weight of each class's rows; "balanced" gives all classes the same total.
     random_state : int, RandomState instance or None, default=None
-        Of each head. None means 0: a head is deterministic.
+        Draws a seed for each head. None means 0, and a head of `heads` that has a random_state keeps it.
 
     Attributes
     ----------
@@ -50,13 +50,14 @@ class PooledHead(Mixture):
     -----
     **Which posterior.** The mixture of the heads' posteriors with equal weights, a linear opinion pool. The mutual
     information also counts what the heads do not agree on. A mean of probabilities is more careful than its parts are
-    on average; it is calibrated here because one part is too sure.
+    on average; it is calibrated here because two of three parts are too sure.
 
     References
     ----------
     Genest and Zidek, *Combining probability distributions: a critique and an annotated bibliography*, Statistical
     Science 1(1), 1986, doi:10.1214/ss/1177013825. Gneiting and Ranjan, *Combining predictive distributions*, Electronic
-    Journal of Statistics 7, 2013, doi:10.1214/13-EJS823.
+    Journal of Statistics 7, 2013, doi:10.1214/13-EJS823. Lakshminarayanan, Pritzel and Blundell, *Simple and scalable
+    predictive uncertainty estimation using deep ensembles*, arXiv:1612.01474.
 
     Examples
     --------
@@ -78,7 +79,7 @@ class PooledHead(Mixture):
         "heads": [list, tuple, None],
     }
     _scalars = ("n_features_in_", "dtype_")
-    _shared = ("standardize", "feature_map", "class_weight", "random_state")
+    _shared = ("standardize", "feature_map", "class_weight")
 
     def __init__(
         self,
@@ -126,19 +127,26 @@ class PooledHead(Mixture):
             If E holds NaN or infinity, or y fewer than two classes.
         """
         self._validate_params()
-        heads = [LaplaceHead(), DropoutHead(), RandomFeatureGPHead()] if self.heads is None else list(self.heads)
+        heads = [DropoutHead(), DropoutHead(), RandomFeatureGPHead()] if self.heads is None else list(self.heads)
         if not heads or not all(isinstance(head, BayesianHead) for head in heads):
             raise ParameterError(f"heads: got {self.heads!r}; expected heads of cbdc.heads, at least one.")
         rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
         self.dtype_ = rows.dtype.str
         given = {name: getattr(self, name) for name in self._given()}
-        for head in heads:
-            if unknown := sorted(set(given) - set(head.get_params(deep=False))):
+        rng = check_random_state(0 if self.random_state is None else self.random_state)
+        fitted = []
+        for head, seed in zip(heads, rng.randint(2**31 - 1, size=len(heads)).tolist(), strict=True):
+            known, own = head.get_params(deep=False), dict(given)
+            if self.random_state is not None or known.get("random_state", seed) is None:
+                own["random_state"] = seed
+            if unknown := sorted(set(own) - set(known)):
                 raise ParameterError(
                     f"heads: {type(head).__name__} has no {unknown[0]}. Fix: leave {unknown[0]} out, or that head."
                 )
-        fitted = [clone(head).set_params(**given) for head in heads]
-        self._take([head.fit(rows, labels, sample_weight=sample_weight, groups=groups) for head in fitted])
+            fitted.append(clone(head).set_params(**own))
+        for head in fitted:
+            head.fit(rows, labels, sample_weight=sample_weight, groups=groups)
+        self._take(fitted)
         return self
 
     def _given(self) -> list[str]:
@@ -152,13 +160,15 @@ class PooledHead(Mixture):
     def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, document = super().get_state()
         scalars = {name: getattr(self, name) for name in self._scalars}
-        return arrays, document | scalars | {"is_default": self.heads is None, "given": self._given()}
+        seed = None if isinstance(self.random_state, np.random.RandomState) else self.random_state
+        own = {"is_default": self.heads is None, "given": self._given(), "random_state": seed}
+        return arrays, document | scalars | own
 
     @classmethod
     def from_state(cls, arrays: dict[str, np.ndarray], document: dict[str, Any]) -> Self:
         heads = cls._heads_from(arrays, document)
         shared = {name: getattr(heads[0], name) for name in document["given"]}
-        head = cls(None if document["is_default"] else heads, **shared)
+        head = cls(None if document["is_default"] else heads, random_state=document["random_state"], **shared)
         head._take(heads)
         for name in cls._scalars:
             setattr(head, name, document[name])
