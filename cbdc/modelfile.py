@@ -34,7 +34,8 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
     arrays : dict of str to ndarray
         Any shapes of numeric or boolean dtype.
     document : dict
-        JSON-able; NaN and infinity are refused, since JSON has neither (put them in an array).
+        JSON-able, numbers of numpy included; NaN and infinity are refused, since JSON has neither (put them in an
+        array).
 
     Returns
     -------
@@ -57,7 +58,7 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
     """
     path = Path(path)
     try:
-        text = json.dumps(document, sort_keys=True, allow_nan=False)
+        text = json.dumps(document, sort_keys=True, allow_nan=False, default=_number)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path.name}: the document cannot be written as JSON: {error}.") from error
     contiguous = {name: np.ascontiguousarray(array).reshape(np.shape(array)) for name, array in arrays.items()}
@@ -87,6 +88,13 @@ def write_modelfile(path: str | Path, arrays: dict[str, np.ndarray], document: d
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _number(value: Any) -> Any:
+    """A parameter that came from numpy, as that of a search does."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"object of type {type(value).__name__} is not JSON-able")
 
 
 def read_modelfile(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -37,6 +37,7 @@ from cbdc import metrics as m
 from cbdc.heads import HEADS, TemperatureScaling, make_head
 from experiments.embedded import Embedded
 from experiments.record import write_results
+from experiments.splits import over_splits, shown
 
 LEVEL = 0.9
 FIRST = 30  # split; on those before it the default was chosen
@@ -240,24 +241,15 @@ def _summary(models: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
     most = max(len(rows) for rows in models.values())
     whole = {model: rows for model, rows in models.items() if len(rows) == most}
     means = {
-        model: {figure: _mean([row[figure] for row in rows.values()]) for figure in next(iter(rows.values()))}
+        model: {figure: over_splits([row[figure] for row in rows.values()]) for figure in next(iter(rows.values()))}
         for model, rows in models.items()
     }
     for figure in ("nll", "set_size"):
         best = min(whole, key=lambda model: means[model][figure]["mean"])
         for model, rows in models.items():
             paired = [row[figure] - models[best][split][figure] for split, row in rows.items()]
-            means[model][f"{figure}_over_best"] = _mean(paired)
+            means[model][f"{figure}_over_best"] = over_splits(paired)
     return means
-
-
-def _mean(values: list[float]) -> dict[str, float]:
-    n = len(values)
-    return {
-        "mean": float(np.mean(values)),
-        "error": float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0,
-        "splits": n,
-    }
 
 
 def shortcomings(found: dict[str, Any], tuned_seconds: float) -> list[str]:
@@ -282,7 +274,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         if "ood_entropy" in models.get("laplace", {}):
             figures |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
         rows = [
-            f"| `{model}` | " + " | ".join(_cell(of.get(figure), figure) for figure in figures) + " |"
+            f"| `{model}` | " + " | ".join(shown(of.get(figure), DIGITS.get(figure, 3)) for figure in figures) + " |"
             for model, of in models.items()
         ]
         parts.append(
@@ -301,13 +293,6 @@ def _verdict(models: dict[str, Any], model: str) -> str:
     if model not in models or "logistic" not in models:
         return "not run"
     return ", ".join(shortcomings(models[model], models["logistic"]["fit_seconds"]["mean"])) or "nothing"
-
-
-def _cell(found: dict[str, float] | None, figure: str) -> str:
-    if found is None:
-        return ""
-    digits = DIGITS.get(figure, 3)
-    return f"{found['mean']:.{digits}f} ± {found['error']:.{digits}f}"
 
 
 if __name__ == "__main__":

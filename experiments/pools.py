@@ -23,6 +23,7 @@ from cbdc import metrics as m
 from cbdc.heads import make_head
 from experiments.embedded import Embedded
 from experiments.record import write_results
+from experiments.splits import over_splits, shown
 
 LEVEL = 0.9
 SPLITS = {"ham10000": 10, "ph2": 30, "pad_ufes_20": 30}
@@ -145,29 +146,24 @@ def summary(pool: str, rows: list[dict[str, dict[str, float]]]) -> dict[str, dic
     columns: dict[str, list[float]] = {name: [row[pool][name] for row in rows] for name in rows[0][pool]}
     for name in ("nll", "set_size"):
         columns[f"{name}_difference"] = [row[pool][name] - row[first][name] for row in rows]
-    return {
-        name: {"mean": float(np.mean(of)), "error": float(np.std(of, ddof=1) / np.sqrt(len(of))), "splits": len(of)}
-        for name, of in columns.items()
-    }
+    return {name: over_splits(of) for name, of in columns.items()}
 
 
 def tables(results: dict[str, Any]) -> dict[str, str]:
     """Name of the page to the tables on it."""
     parts = []
     for name, pools in results["sets"].items():
-        shown = dict(FIGURES)
+        figures = dict(FIGURES)
         if "ood_entropy" in next(iter(pools.values())):
-            shown |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
+            figures |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
         rows = [
-            f"| {pool} | " + " | ".join(_cell(of.get(figure), DIGITS.get(figure, 3)) for figure in shown) + " |"
+            f"| {pool} | " + " | ".join(shown(of.get(figure), DIGITS.get(figure, 3)) for figure in figures) + " |"
             for pool, of in pools.items()
         ]
-        parts.append("\n".join([f"| {name} | {' | '.join(shown.values())} |", "|---" * (len(shown) + 1) + "|", *rows]))
+        parts.append(
+            "\n".join([f"| {name} | {' | '.join(figures.values())} |", "|---" * (len(figures) + 1) + "|", *rows])
+        )
     return {"docs/heads.md": "\n\n".join(parts)}
-
-
-def _cell(found: dict[str, float] | None, digits: int) -> str:
-    return "" if found is None else f"{found['mean']:.{digits}f} ± {found['error']:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -95,6 +95,14 @@ def test_document_must_be_json(tmp_path):
         write_modelfile(tmp_path / "model.cbdc", {}, {"x": object()})
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    document = {"random_state": np.int64(3), "level": np.float32(0.5), "standardize": np.bool_(True)}
+    path = write_modelfile(tmp_path / "m.cbdc", {"w": np.eye(2)}, document)
+    assert read_modelfile(path)[1] == {"random_state": 3, "level": 0.5, "standardize": True}
+    with pytest.raises(ModelFileError, match="JSON"):
+        write_modelfile(tmp_path / "m.cbdc", {"w": np.eye(2)}, {"level": np.float32("nan")})
+
+
 def test_failed_save_keeps_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
