@@ -28,8 +28,9 @@ from experiments.splits import over_splits, shown
 LEVEL = 0.9
 SPLITS = {"ham10000": 10, "ph2": 30, "pad_ufes_20": 30}
 HEADS = {"laplace": ("laplace", 0), "dropout": ("dropout", 0), "dropout again": ("dropout", 1000), "gp": ("gp", 0)}
-POOLS = {  # the rest is relative to the first
+POOLS = {  # differences are from the first
     "laplace + dropout + gp": ("laplace", "dropout", "gp"),
+    "laplace + dropout + gp, geometric": ("laplace", "dropout", "gp"),
     "laplace": ("laplace",),
     "dropout": ("dropout",),
     "gp": ("gp",),
@@ -37,8 +38,9 @@ POOLS = {  # the rest is relative to the first
     "laplace + dropout": ("laplace", "dropout"),
     "dropout + gp": ("dropout", "gp"),
     "dropout twice": ("dropout", "dropout again"),
-    "dropout twice + gp": ("dropout", "dropout again", "gp"),
     "laplace + dropout twice": ("laplace", "dropout", "dropout again"),
+    "dropout twice + gp": ("dropout", "dropout again", "gp"),
+    "dropout twice + gp, geometric": ("dropout", "dropout again", "gp"),
     "laplace + dropout twice + gp": ("laplace", "dropout", "dropout again", "gp"),
 }
 FIGURES = {
@@ -84,10 +86,8 @@ def figures(data: Embedded, split: int, elsewhere: Embedded | None) -> dict[str,
     E, y = data.of(parts[0])
     (E_calibration, y_calibration), (E_test, y_test) = data.one_per_unit(parts[1], split), data.of(parts[2])
     heads = {
-        name: make_head(name.split()[0], feature_map="hellinger", random_state=split + 1000 * ("again" in name)).fit(
-            E, y
-        )
-        for name in HEADS
+        name: make_head(kind, feature_map="hellinger", random_state=seed + split).fit(E, y)
+        for name, (kind, seed) in HEADS.items()
     }
     outside = elsewhere.embeddings if data.data.name == "ham10000" and elsewhere is not None else E_test[:0]
     log_proba, left = {}, {}  # of each head; the latter is the entropy that is left when the model is known
@@ -99,24 +99,17 @@ def figures(data: Embedded, split: int, elsewhere: Embedded | None) -> dict[str,
     cuts = [len(E_calibration), len(E_calibration) + len(E_test)]
     for pool, members in POOLS.items():
         stack = np.array([log_proba[name] for name in members])
-        for label, pooled in averages(stack).items():
-            calibration, test, beyond = np.split(np.exp(pooled), cuts)
-            cell = scores(calibration, y_calibration, test, y_test, split)
-            if len(beyond):
-                measures = {"entropy": entropy(pooled)}
-                if not label:
-                    measures["information"] = entropy(pooled) - np.mean([left[name] for name in members], axis=0)
-                is_outside = np.repeat([0, 1], [len(test), len(beyond)])
-                for name, value in measures.items():
-                    cell[f"ood_{name}"] = float(roc_auc_score(is_outside, value[cuts[0] :]))
-            found[pool + label] = cell
-    return found
-
-
-def averages(stack: np.ndarray) -> dict[str, np.ndarray]:
-    found = {"": logsumexp(stack, axis=0) - np.log(len(stack))}
-    if len(stack) > 1:
-        found[", geometric"] = log_softmax(stack.mean(axis=0), axis=1)
+        is_mean = not pool.endswith("geometric")
+        pooled = logsumexp(stack, axis=0) - np.log(len(stack)) if is_mean else log_softmax(stack.mean(axis=0), axis=1)
+        calibration, test, beyond = np.split(np.exp(pooled), cuts)
+        found[pool] = scores(calibration, y_calibration, test, y_test, split)
+        if len(beyond):
+            measures = {"entropy": entropy(pooled)}
+            if is_mean:
+                measures["information"] = entropy(pooled) - np.mean([left[name] for name in members], axis=0)
+            is_outside = np.repeat([0, 1], [len(test), len(beyond)])
+            for name, value in measures.items():
+                found[pool][f"ood_{name}"] = float(roc_auc_score(is_outside, value[cuts[0] :]))
     return found
 
 

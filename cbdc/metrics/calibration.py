@@ -186,17 +186,17 @@ def ece_noise_floor(
         return float("nan"), float("nan")
     rng = check_random_state(random_state)
     confidence = proba.max(axis=1).astype(float)
-    # the label is the predicted one where the uniform number of the unit lies in that label's part of (0, 1)
-    is_before = np.arange(proba.shape[1]) < proba.argmax(axis=1)[:, None]
-    before = np.where(is_before, proba, 0).sum(axis=1, dtype=float)
-    order = np.lexsort([before, confidence])  # the same cases in another order get the same numbers
-    number = np.arange(len(proba))
+    number, before = np.arange(len(proba)), np.zeros(len(proba))
     if units is not None:
-        codes = np.unique(np.asarray(units), return_inverse=True)[1]
-        if codes.shape != number.shape:
-            raise ValueError(f"units: got shape {codes.shape}; give one for each of the {len(proba)} cases.")
-        number = codes[order]
+        number = np.unique(np.asarray(units), return_inverse=True)[1]
+        if number.shape != (len(proba),):
+            raise ValueError(f"units: got shape {number.shape}; give one for each of the {len(proba)} cases.")
+        is_before = np.arange(proba.shape[1]) < proba.argmax(axis=1)[:, None]
+        before = np.where(is_before, proba, 0).sum(axis=1, dtype=float)
+    # the label is the predicted one where the uniform number lies in that label's part of (0, 1)
+    order = np.argsort(confidence, kind="stable")
     confidence, before = confidence[order], before[order]
+    number = number if units is None else number[order]  # the same cases in another order get the same numbers
     starts = np.flatnonzero(np.diff(_bins(confidence, _edges(confidence, n_bins, strategy)), prepend=-1))
     errors = []
     for first in range(0, n_resamples, step := max(1, _CELLS // len(confidence))):
