@@ -99,7 +99,8 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"y: {type(self).__name__} needs at least two classes, got one class or none: {self.classes_.tolist()}."
+                f"y: there have to be at least two classes, got one class or none: {self.classes_.tolist()}. Fix: "
+                "give cases of all classes, with weights above 0."
             )
         weights = weights * self._class_factors(codes, weights)[codes]
         self.mean_, self.scale_ = self._scale(rows, weights)
@@ -367,8 +368,8 @@ def _log_mean_exp(log_proba: np.ndarray) -> np.ndarray:
 
 
 def entropy_of(log_proba: np.ndarray) -> np.ndarray:
-    """Along the last axis, nats."""
-    return -np.sum(np.exp(log_proba) * log_proba, axis=-1)
+    """Along the last axis, nats; a probability of 0 counts nothing."""
+    return -np.sum(np.exp(log_proba) * np.maximum(log_proba, np.finfo(log_proba.dtype).min), axis=-1)
 
 
 def _moments(E: np.ndarray, weights: np.ndarray, *, each: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import xlogy
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import _safe_indexing, check_random_state, get_tags, indexable
@@ -20,6 +19,7 @@ from sklearn.utils.validation import (
 )
 
 from ..errors import ParameterError
+from ._base import entropy_of
 
 __all__ = ["CalibratedClassifier"]
 
@@ -139,7 +139,7 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
 
     def predictive_entropy(self, X: ArrayLike) -> np.ndarray:
         """Entropy of the calibrated probabilities, (n,), nats."""
-        return entropy(self.predict_log_proba(X))
+        return entropy_of(self.predict_log_proba(X))
 
     # --- for subclasses
 
@@ -225,9 +225,3 @@ def _folds(units: np.ndarray, codes: np.ndarray, n_folds: int, rng: np.random.Ra
     fold_of_unit = np.empty(len(firsts), dtype=np.intp)
     fold_of_unit[order] = np.arange(len(firsts)) % n_folds
     return fold_of_unit[units]
-
-
-def entropy(log_proba: np.ndarray) -> np.ndarray:
-    """Along the last axis, nats; a probability of 0 counts nothing."""
-    proba = np.exp(log_proba)
-    return -xlogy(proba, proba).sum(axis=-1)

@@ -11,8 +11,8 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 
 from ..errors import ParameterError
-from ._base import BayesianHead
-from ._calibrated import CalibratedClassifier, entropy
+from ._base import BayesianHead, entropy_of
+from ._calibrated import CalibratedClassifier
 
 __all__ = ["TemperatureScaling", "VectorScaling", "fit_temperature"]
 
@@ -65,7 +65,7 @@ class _ScaledClassifier(CalibratedClassifier):
         for block in self.estimator_._log_draws(X):
             draws = self._mapped(block)
             mean = logsumexp(draws, axis=1) - np.log(draws.shape[1])
-            found.append(entropy(mean) - entropy(draws).mean(axis=1))
+            found.append(entropy_of(mean) - entropy_of(draws).mean(axis=1))
         return np.maximum(np.concatenate(found), 0.0)
 
 
