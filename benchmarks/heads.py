@@ -23,6 +23,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 
 from cbdc import LaplaceHead
 from cbdc import metrics as m
+from cbdc.heads import PooledHead
 
 CS = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 REFERENCE = "logistic regression, tuned"
@@ -39,6 +40,7 @@ def main() -> None:
     scale = float(np.sqrt(train[0].var(axis=0).mean()))
     tuned, seconds = timed(lambda: tune(train[0] / scale, train[1], groups))
     C = tuned.best_params_["C"]
+    feature_map = "hellinger" if arguments.root else None  # made embeddings are negative too
     found: dict[str, tuple[Any, float, float]] = {REFERENCE: (tuned, scale, seconds)}
     methods: dict[str, tuple[Callable[[], Any], float]] = {
         f"logistic regression, C = {C:g}, converged": (lambda: LogisticRegression(C=C, max_iter=5000), scale),
@@ -48,6 +50,7 @@ def main() -> None:
         'LaplaceHead(covariance="diagonal")': (lambda: LaplaceHead(covariance="diagonal"), 1.0),
         'LaplaceHead(covariance="low_rank")': (lambda: LaplaceHead(covariance="low_rank"), 1.0),
         "LaplaceHead(prior_precision=300)": (lambda: LaplaceHead(300.0), 1.0),
+        "PooledHead(), default for images": (lambda: PooledHead(feature_map=feature_map), 1.0),
     }
     for _ in range(arguments.repeats):
         for name, (make, unit) in methods.items():

@@ -1,6 +1,7 @@
 """`CBDCClassifier`: images to calibrated prediction sets. Glue; no algorithm here."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from .backbones import FineTuner
 from .backbones.embedder import as_sources
 from .backbones.union import joined
 from .conformal import Certificate, ConformalClassifier
+from .conformal._seen import count_seen, row_hashes
 from .datasets import LesionDataset, check_leakage
 from .diagnosis import Diagnosis, diagnose_batch
-from .errors import DatasetError, LeakageError, ParameterError
+from .errors import DatasetError, LeakageError, LeakageWarning, ParameterError
 from .heads import BayesianHead, LinearPool
 from .images import LesionImage
 from .parts import embedders_of, fine_tuners_of, fitted_on_held_out, head_of, tuning_record
@@ -213,7 +216,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         X : LesionDataset, or sequence of n images
             Paths, encoded bytes or uint8 arrays (H, W, 3).
         y : array-like of shape (n,), optional
-            Labels; a data set brings its own.
+            Labels; a data set brings its own, and takes none.
 
         Returns
         -------
@@ -243,10 +246,13 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         if len(embedders) > 1 and not isinstance(head, BayesianHead):
             raise ParameterError(f"head: several backbones take a head of cbdc.heads each; got {type(head).__name__}.")
         units = self._units(X, head)
+        if self.group_by is not None:
+            self._groups(X, None)  # that the column is there
         # of an earlier fit: should this one fail, nothing is left that speaks of other data
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             del self.__dict__[name]
         provenance: dict[str, Any] = {"training": _provenance(X, labels)}
+        self._trained_on = None  # rows of embeddings; a tuned network's training images are not embedded
         if self.fine_tune:
             self.fine_tuners_ = [tuner.fit(X, y) for tuner in fine_tuners_of(self, embedders)]
             provenance["fine_tuning"] = [tuning_record(tuner) for tuner in self.fine_tuners_]
@@ -255,7 +261,9 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
                 fitted_on_held_out(tuner, head, images, labels, units, pool=self.pool) for tuner in self.fine_tuners_
             ]
         else:
-            heads = [clone(head).fit(one.fit(images).transform(images), labels, **units) for one in embedders]
+            parts = [one.fit(images).transform(images) for one in embedders]
+            heads = [clone(head).fit(part, labels, **units) for part in parts]
+            self._trained_on = row_hashes(np.hstack(parts))
         self.embedder_, self.head_ = joined(embedders), heads[0] if len(heads) == 1 else LinearPool.of(heads)
         self.classes_, self.provenance_ = self.head_.classes_, provenance
         self.taxonomy_ = X.taxonomy if isinstance(X, LesionDataset) else None
@@ -269,7 +277,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : LesionDataset, or sequence of n images
         y : array-like of shape (n,), optional
-            Labels; a data set brings its own.
+            Labels; a data set brings its own, and takes none.
         groups : array-like of shape (n,), optional
             Group of each image, for the group-wise conditions; a data set brings the column `group_by`.
         unit : {"patient", "lesion", "image"}, optional
@@ -319,6 +327,7 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             raise ParameterError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
         images, labels = _images_and_labels(X, y)
         embeddings = self.embedder_.transform(images)
+        self._warn_of_trained(embeddings)
         conformal = self._make_conformal(self.head_).fit(embeddings, labels)
         units = np.arange(len(labels)) if provenance.get("unit", "image") != "image" else None  # drawn, one of each
         self.conformal_ = conformal.conformalize(embeddings, labels, groups=self._groups(X, groups), units=units)
@@ -365,7 +374,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each image, (n,)."""
-        return self.classes_[np.argmax(self.predict_proba(X), axis=1)]
+        best = np.argmax(self.predict_proba(X), axis=1)
+        return self.classes_[best]
 
     def predict_set(self, X: Any, confidence_level: float | None = None, groups: Any = None) -> np.ndarray:
         """Prediction sets, bool (n, n_classes), columns in the order of `classes_`.
@@ -531,21 +541,37 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
     def _is_groupwise(condition: str | None) -> bool:
         return condition in ("group", "class_and_group")
 
+    def _warn_of_trained(self, embeddings: np.ndarray) -> None:
+        """Images that come without a data set have no identifiers, but they have the embeddings of training."""
+        known = getattr(self, "_trained_on", None)
+        if known is not None and (found := count_seen(row_hashes(embeddings), known)):
+            warnings.warn(
+                f"{found} of {len(embeddings)} calibration images are ones that this CBDCClassifier was trained on: "
+                "the thresholds promise nothing for new cases. Fix: conformalize on images that fit never saw.",
+                LeakageWarning,
+                stacklevel=3,
+            )
+
     def _check_conformalized(self) -> None:
         check_is_fitted(self, "head_")
         if not hasattr(self, "conformal_"):
-            raise AttributeError(
+            raise NotFittedError(
                 "This CBDCClassifier is fitted but not calibrated: call conformalize(calibration) with data that fit "
                 "never saw."
             )
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        return state | {"_seen": {}} if "_seen" in state else state  # identifiers stay out of copies
+        empty: dict[str, Any] = {"_seen": {}, "_trained_on": None}  # identifiers stay out of copies
+        return state | {name: value for name, value in empty.items() if name in state}
 
 
 def _images_and_labels(X: Any, y: Any) -> tuple[Any, np.ndarray]:
     if isinstance(X, LesionDataset):
+        if y is not None:
+            raise ParameterError(
+                f"y: data set {X.name!r} brings its own labels. Fix: leave y out, or give the images, X.images, with y."
+            )
         return X.images, X.labels
     X = as_sources(X)  # by position from here on, whatever index a Series has
     if y is None:

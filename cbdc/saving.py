@@ -1,5 +1,6 @@
 """`CBDCClassifier` to a model file and back: no pickle, no image, and a golden prediction that must be repeated."""
 
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def save_classifier(clf: Any, path: Path, notes: dict[str, Any]) -> Path:
         parameters["fine_tune"] = _settings_of(tuner or FineTuner())
     for name in _OF_THE_MACHINE:
         del parameters[name]
-    if not isinstance(parameters["random_state"], int | None):
+    if not isinstance(parameters["random_state"], Integral | None):
         parameters["random_state"] = None
     if clf.weights not in ("default", "random"):
         parameters["weights"] = "file"  # where it lies is of the machine, and may name a person

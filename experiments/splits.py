@@ -19,10 +19,13 @@ def over_splits(values: Sequence[float]) -> dict[str, float]:
     factor = np.sqrt(1 / n + TEST_SHARE / TRAIN_SHARE)
     return {
         "mean": float(np.mean(values)),
-        "error": float(np.std(values, ddof=1) * factor) if n > 1 else 0.0,
+        "error": float(np.std(values, ddof=1) * factor) if n > 1 else 0.0,  # of one split it is not known
         "splits": n,
     }
 
 
 def shown(found: dict[str, float] | None, digits: int) -> str:
-    return "" if found is None else f"{found['mean']:.{digits}f} ± {found['error']:.{digits}f}"
+    if found is None:
+        return ""
+    error = f" ± {found['error']:.{digits}f}" if found["splits"] > 1 else ""
+    return f"{found['mean']:.{digits}f}{error}"

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import threading
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,15 @@ from sklearn.linear_model import LogisticRegression
 
 from cbdc import CBDCClassifier, LaplaceHead, make_lesions
 from cbdc.backbones import FineTuner
-from cbdc.errors import DatasetError, ImageError, LeakageError, MissingWeightsError, ModelFileError, ParameterError
+from cbdc.errors import (
+    DatasetError,
+    ImageError,
+    LeakageError,
+    LeakageWarning,
+    MissingWeightsError,
+    ModelFileError,
+    ParameterError,
+)
 from cbdc.heads import HEADS, PooledHead, TemperatureScaling, make_head
 from cbdc.images import write_image
 from cbdc.modelfile import read_modelfile, write_modelfile
@@ -110,10 +119,45 @@ def test_all_bad_and_empty_batches(fitted, tmp_path):
     assert fitted.diagnose([]) == []
 
 
+@pytest.mark.parametrize("n_copies", [1, 5])
+def test_images_of_training_are_known_by_their_embeddings(n_copies, parts, cache):
+    train, calibration, _ = parts
+    clf = CBDCClassifier(condition_on=None, confidence_level=LEVEL, cache_dir=cache, random_state=0).fit(train)
+    images = [*calibration.images, *(train.images[0],) * n_copies]  # one may be chance
+    labels = [*calibration.labels, *(train.labels[0],) * n_copies]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if n_copies == 1 else "ignore", LeakageWarning)
+        clf.conformalize(images, labels)
+    with pytest.warns(LeakageWarning, match=f"{len(train)} of {len(train)} calibration images are ones"):
+        clf.conformalize(list(train.images), train.labels)
+    with pytest.warns(LeakageWarning, match=f"{len(train)} of"):
+        clf.conformalize([image.copy() for image in train.images], train.labels)
+
+
+def test_labels_beside_a_data_set_are_refused(parts, fitted, cache):
+    train, calibration, test = parts
+    for call in (
+        lambda: CBDCClassifier(cache_dir=cache).fit(train, train.labels),
+        lambda: copy.copy(fitted).conformalize(calibration, calibration.labels),
+        lambda: fitted.score(test, test.labels),
+    ):
+        with pytest.raises(ParameterError, match="brings its own labels"):
+            call()
+
+
+def test_a_column_of_groups_that_is_not_there_is_told_before_the_fit(parts, cache):
+    clf = CBDCClassifier(condition_on="group", group_by="gender", cache_dir=cache)
+    with pytest.raises(DatasetError, match="no such column"):
+        clf.fit(parts[0])
+    assert not hasattr(clf, "head_")
+
+
 def test_out_of_order_and_leakage_are_refused(parts, fitted, cache):
     train, calibration, _ = parts
-    with pytest.raises(AttributeError, match="conformalize"):
+    with pytest.raises(NotFittedError, match="conformalize"):
         CBDCClassifier(cache_dir=cache).fit(train.take(np.arange(80))).predict_set(calibration.images[:1])
+    with pytest.raises(NotFittedError):
+        CBDCClassifier(cache_dir=cache).predict(calibration.images[:1])
     with pytest.raises(LeakageError):
         copy.copy(fitted).fit(train).conformalize(train)
 

@@ -280,6 +280,45 @@ def test_official_layout(tmp_path, name):
     ]
 
 
+def own_csv(root, header):
+    for name in "1234":
+        (root / f"{name}.png").touch()
+    rows = ["1.png,x,P1", "2.png,y,P1", "3.png,x,P2", "4.png,y,P3"]
+    (root / "labels.csv").write_text("\n".join([header, *rows]))
+    return root
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("header", ["image,label,patient_id", "Image,Label,PatientID", "IMAGE,dx,Patient ID"])
+def test_columns_are_known_by_other_names_too(header, tmp_path):
+    lesions = load_dataset("csv", own_csv(tmp_path, header))
+    assert lesions.unit == "patient"
+    assert lesions.groups().tolist() == [0, 0, 1, 2]
+
+
+def test_a_column_that_may_be_an_identifier_is_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"column 'Subject No' looks like an identifier .* call it patient_id"):
+        assert load_dataset("csv", own_csv(tmp_path, "image,label,Subject No")).unit == "image"
+
+
+@pytest.mark.parametrize("labels", [["y", "x", "z"], ("x", "y", "z"), Taxonomy.flat(["x", "y", "z"])])
+def test_labels_allowed_may_be_a_list(labels, tmp_path):
+    root = own_csv(tmp_path, "image,label,patient_id")
+    assert load_dataset("csv", root, taxonomy=labels).classes == ("x", "y", "z")
+    with pytest.raises(DatasetError, match="unknown label in 2 rows"):
+        load_dataset("csv", root, taxonomy=["x", "z"])
+
+
+def test_what_windows_leaves_in_a_folder_is_no_image(tmp_path):
+    for name in ("nv/1.png", "nv/Thumbs.db", "mel/2.png", "desktop.ini"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert len(load_dataset("folder", tmp_path)) == 2
+    (tmp_path / "mel" / "notes.txt").touch()
+    with pytest.raises(DatasetError, match="1 file is no image"):
+        load_dataset("folder", tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["folder", "csv"])
 def test_your_own_data_set_goes_by_its_folder(tmp_path, monkeypatch, layout):
     (tmp_path / "clinic").mkdir()

@@ -17,9 +17,11 @@ from cbdc.conformal import (
     SyntheticPoweredConformalClassifier,
 )
 from cbdc.heads import (
+    HEADS,
     DirichletHead,
     DropoutHead,
     EnsembleHead,
+    LinearizedLaplaceHead,
     NUTSHead,
     PooledHead,
     RandomFeatureGPHead,
@@ -39,7 +41,8 @@ ESTIMATORS = [
     DirichletHead(),
     DropoutHead(hidden_layer_size=32, n_steps=200, n_draws=8),
     EnsembleHead(n_members=8),
-    PooledHead([LaplaceHead(), EnsembleHead(n_members=8), RandomFeatureGPHead(n_features=64)]),
+    LinearizedLaplaceHead(hidden_layer_sizes=(4,), max_iter=20, n_draws=16),
+    PooledHead([DropoutHead(16, n_steps=100, n_draws=8), DropoutHead(16, n_steps=100), RandomFeatureGPHead(64)]),
     RandomFeatureGPHead(n_features=64),
     SWAGHead(n_iterates=20, n_draws=16),
     ConformalClassifier(LogisticRegression()),
@@ -71,3 +74,7 @@ ESTIMATORS = [
 @parametrize_with_checks(ESTIMATORS)
 def test_estimator_checks(estimator, check):
     check(estimator)
+
+
+def test_every_head_is_checked():
+    assert set(HEADS.values()) <= {type(estimator) for estimator in ESTIMATORS}

@@ -424,9 +424,9 @@ def test_two_precisions_agree(name):
 
 
 @every_head
-@pytest.mark.parametrize("labels", [["nv", "mel", "bkl"], [5, -3, 100]])
+@pytest.mark.parametrize("labels", [["nv", "mel", "bkl"], [5, -3, 100], [False, True]])
 def test_state_goes_through_a_model_file(name, labels, tmp_path):
-    X, codes = make_data()
+    X, codes = make_data(n_classes=len(labels))
     head = quick(name, random_state=3, class_weight={labels[0]: 2.0}).fit(X, np.array(labels)[codes])
     arrays, document = head.get_state()
     assert all(type(array) is np.ndarray and array.flags.c_contiguous for array in arrays.values())

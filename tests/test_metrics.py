@@ -469,16 +469,40 @@ def test_noise_floor_counts_units_and_not_their_images():
 
 
 def test_noise_floor_of_units_is_that_of_labels_they_share():
-    """Two images of a lesion, on which the model does not quite agree: labels by one uniform number a lesion."""
+    """Two images of a lesion, on which the model does not quite agree: labels of one race of exponentials a lesion."""
     rng = np.random.default_rng(3)
     logits = np.repeat(2 * rng.standard_normal((250, 5)), 2, axis=0) + rng.standard_normal((500, 5))
     P, units = softmax(logits, axis=1), np.repeat(np.arange(250), 2)
-    draws = [(P.cumsum(axis=1) > rng.random((250, 1))[units]).argmax(axis=1) for _ in range(400)]
+    draws = [np.argmin(rng.exponential(size=(250, 5))[units] / P, axis=1) for _ in range(400)]
     errors = np.array([m.expected_calibration_error(P, y) for y in draws])
     mean, high = m.ece_noise_floor(P, units=units, n_resamples=4000, random_state=0)
     assert abs(errors.mean() - mean) < 5 * errors.std() / 20
     low_count, high_count = stats.binom.ppf([1e-4, 1 - 1e-4], 400, 0.05)
     assert low_count <= (errors > high).sum() <= high_count
+
+
+def test_noise_floor_of_two_views_that_predict_otherwise():
+    """Confident of .6 in different classes: both right in a fifth of draws (off by .4), else one (off by .1)."""
+    mean, high = m.ece_noise_floor([[0.6, 0.4], [0.4, 0.6]], units=[7, 7], n_resamples=40_000, random_state=0)
+    assert mean == pytest.approx(0.16, abs=5 * 0.12 / 200)
+    assert high == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1], [1, 0, 2], [2, 1, 0]])
+def test_noise_floor_of_units_does_not_hang_on_the_order_of_the_classes(order):
+    P = np.tile([[0.49, 0.51, 0.0], [0.0, 0.51, 0.49]], (200, 1))
+    units = np.repeat(np.arange(200), 2)
+    means = [m.ece_noise_floor(A, units=units, n_resamples=4000, random_state=0)[0] for A in (P, P[:, order])]
+    assert means[0] == pytest.approx(means[1], rel=0.06)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_noise_floor_takes_a_unit_for_each_case(missing):
+    P = np.full((4, 2), 0.5)
+    with pytest.raises(ValueError, match="1 of 4 cases have none"):
+        m.ece_noise_floor(P, units=np.array(["a", "a", "b", missing], dtype=object))
+    with pytest.raises(ValueError, match="each of the 0 cases"):
+        m.ece_noise_floor(P[:0], units=[1])
 
 
 def test_noise_floor_repeats_with_its_seed():

@@ -115,6 +115,14 @@ def test_reliability_of_units_has_their_intervals_and_noise(predictions):
     assert any(f"(noise alone: up to {floor:.3f})" in text for text in texts(display))
 
 
+def test_reliability_of_units_counts_an_edge_to_the_bin_below():
+    proba = np.array([[0.5, 0.3, 0.2]] * 6 + [[0.55, 0.25, 0.2]] * 6)  # ten bins: one ends at .5
+    y, units = np.array([0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0, 1]), np.arange(12) // 2
+    display = ReliabilityDisplay.from_predictions(proba, y, units=units, n_bins=10, random_state=0)
+    expected = [metrics.cluster_interval(y[rows] == 0, units[rows]) for rows in (slice(6), slice(6, 12))]
+    np.testing.assert_allclose(np.array(display.ax_.collections[0].get_segments())[:, :, 1], expected)
+
+
 def test_class_coverage_shows_rates_intervals_and_bands(predictions):
     _, y, sets = predictions
     n_calibration = np.array([90, 80, 70, 60])

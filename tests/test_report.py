@@ -172,8 +172,8 @@ def test_intervals_count_units_and_not_copies():
     rng = np.random.default_rng(0)
     proba = rng.dirichlet(np.ones(3), 60)
     labels, units = rng.integers(0, 3, 60), np.arange(60) // 2
-    once = probability_figures(proba, labels, units, 30, 0)
-    many = probability_figures(*(np.repeat(a, 10, axis=0) for a in (proba, labels, units)), 30, 0)
+    once = probability_figures(proba, labels, units, np.arange(60), 30, 0)
+    many = probability_figures(*(np.repeat(a, 10, axis=0) for a in (proba, labels, units, np.arange(60))), 30, 0)
     for name in ("balanced_accuracy", "auroc", "brier", "nll"):
         assert many[name] == pytest.approx(once[name])
         assert once[name]["low"] < once[name]["value"] < once[name]["high"]
@@ -225,6 +225,8 @@ def test_labels_of_another_data_set_are_mapped_and_the_page_says_so(tmp_path):
     assert "atypical_nevus to nv" in text
     assert "exchangeability is not given and nothing is guaranteed" in text
     assert "nothing is guaranteed of this one" in evaluation.headline
+    assert "could not be checked whether images of ph2 were trained on" in text  # the classifier knows no data
+    assert "could not be checked whether images of ph2 were trained on" in str(evaluation)
 
 
 def test_labels_without_counterpart_are_an_error():

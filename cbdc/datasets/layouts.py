@@ -57,7 +57,7 @@ def load_dataset(
     **options
         ``part`` ("Training", "Validation", "Test") for the ISIC 2018 and 2019 challenges; ``label``
         ("label", "nine_partition_label", "three_partition_label") for Fitzpatrick17k; ``file`` for "csv" and
-        "medmnist"; ``taxonomy``, a Taxonomy whose leaves are the labels allowed, for "csv" and "folder".
+        "medmnist"; ``taxonomy``, the labels allowed, or a Taxonomy that has them as leaves, for "csv" and "folder".
 
     Returns
     -------
@@ -83,8 +83,10 @@ def load_dataset(
         raise DatasetError(f"missing={missing!r}; expected 'error' or 'drop'.")
     root = Path(root)
     if not root.is_dir():
-        raise DatasetError(f"{name}: root {root.name!r} is no folder. Fix: give the folder that holds the data set.")
+        raise DatasetError(f"{name}: root {str(root)!r} is no folder. Fix: give the folder that holds the data set.")
     reader = DATASETS[key]
+    if not isinstance(options.get("taxonomy"), Taxonomy | None):
+        options["taxonomy"] = Taxonomy.flat(sorted({str(label) for label in options["taxonomy"]}), name=key)
     allowed = list(inspect.signature(reader).parameters)[1:]
     strange = sorted(set(options) - set(allowed))
     if strange:
@@ -123,6 +125,8 @@ def _assemble(name: str, root: Path, manifest: _Manifest, missing: str) -> Lesio
             f"{name}: dropped {int(absent.sum()):,} of {len(table):,} rows without an image file.", stacklevel=3
         )
     frame = table.assign(image=names)[is_path]
+    if name == "csv" and "patient_id" not in frame:
+        _warn_of_identifiers(frame)
     taxonomy = manifest.taxonomy or Taxonomy.flat(sorted(set(frame["label"])), name=name)
     return LesionDataset(
         found[is_path].tolist(),
@@ -226,19 +230,37 @@ def _csv(root: Path, file: str = "labels.csv", taxonomy: Taxonomy | None = None)
 def _folder(root: Path, taxonomy: Taxonomy | None = None) -> _Manifest:
     """Your own folders of images, one for each diagnosis."""
     rows = []
-    others = sorted(f.name for f in root.iterdir() if f.is_file() and not f.name.startswith("."))
+    others = sorted(f.name for f in root.iterdir() if f.is_file() and not _is_of_the_system(f))
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
-        files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+        files = sorted(f for f in folder.rglob("*") if f.is_file() and not _is_of_the_system(f))
         rows += [(f.relative_to(root).as_posix(), folder.name) for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
         others += [f.relative_to(root).as_posix() for f in files if f.suffix.lower() not in IMAGE_SUFFIXES]
     if others:
         shown = ", ".join(map(repr, others[:3]))
-        raise DatasetError(f"folder: {len(others)} files are no image of a class (first: {shown}). Fix: move them.")
+        many = "1 file is" if len(others) == 1 else f"{len(others)} files are"
+        raise DatasetError(f"folder: {many} no image of a class (first: {shown}). Fix: move them.")
     if not rows:
         raise DatasetError("folder: no image in any subfolder; expected one folder a class, with images in it.")
     return _Manifest(
         pd.DataFrame(rows, columns=["image", "label"], dtype=object), root, (), taxonomy, stem_is_name=False
     )
+
+
+def _warn_of_identifiers(frame: pd.DataFrame) -> None:
+    """Warn if a column that is not read seems to tell patients or lesions apart."""
+    sounds_like_one = re.compile("patient|subject|person|case|lesion", re.IGNORECASE)
+    for column in frame.columns.difference(["image", "label", "lesion_id"]):
+        if sounds_like_one.search(str(column)) and frame[column].dropna().duplicated().any():
+            warnings.warn(
+                f"csv: column {column!r} looks like an identifier that several images share, and is not read: a split "
+                "may put images of one patient on both sides. Fix: call it patient_id or lesion_id.",
+                stacklevel=4,
+            )
+
+
+def _is_of_the_system(file: Path) -> bool:
+    """Hidden, or what Windows leaves in a folder of images."""
+    return file.name.startswith(".") or file.name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _medmnist(root: Path, file: str | None = None) -> LesionDataset:

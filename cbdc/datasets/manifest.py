@@ -19,6 +19,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".h
 _CANONICAL = {
     "image": ("image_id", "image_name", "img_id", "isic_id", "md5hash"),
     "label": ("dx", "diagnostic"),
+    "patient_id": ("patient", "patientid"),
+    "lesion_id": ("lesion", "lesionid"),
     "skin_type": ("fitspatrick", "fitzpatrick", "fitzpatrick_scale"),
     "age": ("age_approx",),
     "sex": ("gender",),
@@ -57,7 +59,7 @@ class Problems:
         numbers = rows.index[mask].tolist()
         if numbers:
             shown = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-            first = "" if cells is None else f" (first: {', '.join(repr(c) for c in cells[mask].iloc[:3])})"
+            first = "" if cells is None else f" (first: {', '.join(repr(c) for c in cells[mask].unique()[:3])})"
             many = "1 row" if len(numbers) == 1 else f"{len(numbers):,} rows"
             self.found.append(f"column {column!r}: {message} in {many}: {shown}{first}. {fix}")
 
@@ -162,12 +164,13 @@ class ImageFinder:
 
 
 def canonical(table: pd.DataFrame) -> pd.DataFrame:
-    """Table with the names of known columns made canonical, where the canonical name is not taken."""
-    renamed = {
-        next(alias for alias in aliases if alias in table): name
-        for name, aliases in _CANONICAL.items()
-        if name not in table and any(alias in table for alias in aliases)
-    }
+    """Table with the names of known columns made canonical, whatever their case, where that name is not taken."""
+    columns = {str(column).lower().replace(" ", "_"): column for column in reversed(table.columns)}
+    renamed = {}
+    for name, aliases in _CANONICAL.items():
+        found = next((columns[alias] for alias in (name, *aliases) if alias in columns), None)
+        if name not in table and found is not None:
+            renamed[found] = name
     return table.rename(columns=renamed)
 
 

@@ -262,6 +262,8 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         parameters = self.get_params()
         if isinstance(parameters["random_state"], np.random.RandomState):
             parameters["random_state"] = None
+        if isinstance(parameters.get("class_weight"), dict):  # keys of JSON are text
+            parameters["class_weight"] = {str(key): value for key, value in parameters["class_weight"].items()}
         document = {name: getattr(self, name) for name in self._scalars} | {
             "parameters": parameters,
             "classes": self.classes_.tolist(),
@@ -285,8 +287,7 @@ class BayesianHead(ClassifierMixin, BaseEstimator):
         """
         classes = np.array(document["classes"], dtype=document["classes_dtype"])
         parameters = dict(document["parameters"])
-        if isinstance(parameters.get("class_weight"), dict):  # JSON has turned the keys into text
-            given = {str(key): value for key, value in parameters["class_weight"].items()}
+        if isinstance(given := parameters.get("class_weight"), dict):
             parameters["class_weight"] = {name: given[str(name)] for name in classes.tolist() if str(name) in given}
         head = cls(**parameters)
         head.classes_ = classes

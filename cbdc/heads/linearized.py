@@ -19,6 +19,7 @@ from ..errors import ParameterError
 from ._base import Training, padded_blocks
 from ._predictive import GaussianLogitsHead
 from ._softmax import contrasts
+from ._training import merge_rows
 
 if TYPE_CHECKING:
     from ._network import FlatNetwork
@@ -284,7 +285,7 @@ class LinearizedLaplaceHead(GaussianLogitsHead):
             E = np.asarray(E)
             self.input_shape_ = E.shape[1:]
             E = E.reshape(len(E), -1) if E.ndim > 2 else E
-        data = self._prepare(E, y, sample_weight, groups)
+        data = merge_rows(self._prepare(E, y, sample_weight, groups))
         if self.module is None:
             self.input_shape_ = (self.n_features_in_,)
         self._place_points()
@@ -310,9 +311,11 @@ class LinearizedLaplaceHead(GaussianLogitsHead):
         return self
 
     def _scale(self, rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.module is None:
-            return super()._scale(rows, weights)
-        return np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+        if self.module is not None:
+            return np.zeros(rows.shape[1]), np.ones(rows.shape[1])
+        # of distinct rows, since training, which stops before it has settled, magnifies what rounding does to repeats
+        some = merge_rows(Training(rows, np.zeros(len(rows), dtype=int), weights, np.arange(len(rows))))
+        return super()._scale(some.X, some.weights)
 
     def _standardise(self, E: ArrayLike) -> np.ndarray:
         if self.module is not None:

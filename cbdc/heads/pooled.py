@@ -22,8 +22,8 @@ class PooledHead(Mixture):
     """Mean of the probabilities of two `DropoutHead` and a `RandomFeatureGPHead`: the default for images.
 
     The two networks start from different seeds and err on different cases; the Gaussian process knows how far a case is
-    from those that it was fitted to. It is rather too careful, they are too sure. Their mean has a better likelihood
-    than each of them, and is better calibrated: see docs/heads.md, with its cost and the averages that were compared.
+    from those that it was fitted to. On HAM10000 and PAD-UFES-20 their mean has a better likelihood than each of them,
+    on PH2 about that of the best: see docs/heads.md, with its cost and the averages that were compared.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class PooledHead(Mixture):
     -----
     **Which posterior.** The mixture of the heads' posteriors with equal weights, a linear opinion pool. The mutual
     information also counts what the heads do not agree on. A mean of probabilities is more careful than its parts are
-    on average; it is calibrated here because two of three parts are too sure.
+    on average. On PAD-UFES-20 that cancels: a network is too sure there, the process too careful.
 
     References
     ----------
@@ -130,8 +130,6 @@ class PooledHead(Mixture):
         heads = [DropoutHead(), DropoutHead(), RandomFeatureGPHead()] if self.heads is None else list(self.heads)
         if not heads or not all(isinstance(head, BayesianHead) for head in heads):
             raise ParameterError(f"heads: got {self.heads!r}; expected heads of cbdc.heads, at least one.")
-        rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
-        self.dtype_ = rows.dtype.str
         given = {name: getattr(self, name) for name in self._given()}
         rng = check_random_state(0 if self.random_state is None else self.random_state)
         fitted = []
@@ -144,6 +142,8 @@ class PooledHead(Mixture):
                     f"heads: {type(head).__name__} has no {unknown[0]}. Fix: leave {unknown[0]} out, or that head."
                 )
             fitted.append(clone(head).set_params(**own))
+        rows, labels = validate_data(self, E, y, dtype=[np.float32, np.float64])
+        self.dtype_ = rows.dtype.str
         for head in fitted:
             head.fit(rows, labels, sample_weight=sample_weight, groups=groups)
         self._take(fitted)

@@ -150,10 +150,8 @@ def ece_noise_floor(
     proba : array-like of shape (n, n_classes)
     n_bins : int, default=15
     units : array-like of shape (n,), optional
-        Lesion or patient of each case. Images of a lesion have one label, and so are right or wrong together: the error
-        of chance is larger than that of as many lesions. Every case keeps its own probabilities; the labels of a unit
-        are quantiles at one uniform number, so that they agree as far as the probabilities do. (Different lesions of a
-        patient agree less; of patients the floor is rather too high.) Without units each case counts as one.
+        Lesion of each case: images of one lesion have one label, so that they are right or wrong together, and chance
+        has a larger part than with as many lesions. Without units each case is one.
     strategy : {"uniform", "quantile"}, default="uniform"
     n_resamples : int, default=200
     quantile : float, default=0.95
@@ -170,10 +168,19 @@ def ece_noise_floor(
     ValueError
         If there is not one unit for each case.
 
+    Notes
+    -----
+    The images of a unit share one exponential number for each class, E_k, and an image has the label of the least
+    E_k / p_k. Each image then has its own probabilities, two images with the same ones have the same label, and others
+    agree in most draws. Real images of a lesion always do: where the model does not, the floor is still rather low. Of
+    different lesions of a patient it is rather high, so that patients are no units for this.
+
     References
     ----------
     Widmann et al., *Calibration tests in multi-class classification*, arXiv:1910.11385; Broecker and Smith,
-    *Increasing the reliability of reliability diagrams*, Weather and Forecasting 22, 2007.
+    *Increasing the reliability of reliability diagrams*, Weather and Forecasting 22, 2007. The shared race of
+    exponential numbers is that of consistent weighted sampling (Ioffe, *Improved consistent sampling, weighted minhash
+    and L1 sketching*, ICDM 2010).
 
     Examples
     --------
@@ -182,26 +189,30 @@ def ece_noise_floor(
     True
     """
     proba = check_probabilities(proba)
+    if units is not None:
+        units = np.asarray(units)
+        if units.shape != (len(proba),):
+            raise ValueError(f"units: got shape {units.shape}; give one for each of the {len(proba)} cases.")
+        if n_missing := int(pd.isna(units).sum()):
+            raise ValueError(f"units: {n_missing} of {len(proba)} cases have none. Fix: number these one by one.")
     if not len(proba):
         return float("nan"), float("nan")
     rng = check_random_state(random_state)
-    confidence = proba.max(axis=1).astype(float)
-    number, before = np.arange(len(proba)), np.zeros(len(proba))
-    if units is not None:
-        number = np.unique(np.asarray(units), return_inverse=True)[1]
-        if number.shape != (len(proba),):
-            raise ValueError(f"units: got shape {number.shape}; give one for each of the {len(proba)} cases.")
-        is_before = np.arange(proba.shape[1]) < proba.argmax(axis=1)[:, None]
-        before = np.where(is_before, proba, 0).sum(axis=1, dtype=float)
-    # the label is the predicted one where the uniform number lies in that label's part of (0, 1)
-    order = np.argsort(confidence, kind="stable")
-    confidence, before = confidence[order], before[order]
-    number = number if units is None else number[order]  # the same cases in another order get the same numbers
+    order = np.argsort(proba.max(axis=1), kind="stable")
+    proba = proba[order].astype(float)
+    confidence, top = proba.max(axis=1), proba.argmax(axis=1)
     starts = np.flatnonzero(np.diff(_bins(confidence, _edges(confidence, n_bins, strategy)), prepend=-1))
+    number = None if units is None else np.unique(units, return_inverse=True)[1][order]
     errors = []
-    for first in range(0, n_resamples, step := max(1, _CELLS // len(confidence))):
-        draws = rng.random_sample((min(step, n_resamples - first), number.max() + 1))[:, number]
-        right = (before <= draws) & (draws < before + confidence)
+    cells = proba.shape[0] if number is None else proba.size
+    for first in range(0, n_resamples, step := max(1, _CELLS // cells)):
+        n = min(step, n_resamples - first)
+        if number is None:
+            right = rng.random_sample((n, len(proba))) < confidence
+        else:
+            numbers = rng.standard_exponential((n, number.max() + 1, proba.shape[1]))[:, number]
+            with np.errstate(divide="ignore"):  # a class of probability 0 never wins
+                right = np.argmin(numbers / proba, axis=2) == top
         gaps = np.add.reduceat(right - confidence, starts, axis=1)
         errors.append(np.abs(gaps).sum(axis=1) / len(confidence))
     found = np.concatenate(errors)

@@ -84,6 +84,7 @@ class ReliabilityDisplay(Display):
         *,
         n_bins: int = 15,
         units: ArrayLike | None = None,
+        noise_floor: float | None = None,
         strategy: str = "uniform",
         random_state: int | np.random.RandomState | None = None,
         ax: Axes | None = None,
@@ -92,15 +93,18 @@ class ReliabilityDisplay(Display):
         """Draw the reliability of probabilities (n, n_classes) for true columns y (n,).
 
         `n_bins`, `units`, `strategy` and `random_state` are those of `expected_calibration_error` and
-        `ece_noise_floor`; with units the intervals are those of `cluster_interval`.
+        `ece_noise_floor`, which gives the `noise_floor` unless it is given; with units the intervals are those of
+        `cluster_interval`.
         """
         curve = metrics.reliability_curve(proba, y, n_bins, strategy=strategy)
         ece = metrics.expected_calibration_error(proba, y, n_bins, strategy=strategy)
-        floor = metrics.ece_noise_floor(proba, n_bins, units=units, strategy=strategy, random_state=random_state)[1]
+        if noise_floor is None:
+            noise_floor = metrics.ece_noise_floor(
+                proba, n_bins, units=units, strategy=strategy, random_state=random_state
+            )[1]
         intervals = None if units is None else _cluster_intervals(np.asarray(proba), np.asarray(y), units, curve)
-        display = cls(
-            curve["confidence"], curve["accuracy"], curve["n"], ece=ece, noise_floor=floor, intervals=intervals
-        )
+        columns = curve["confidence"], curve["accuracy"], curve["n"]
+        display = cls(*columns, ece=ece, noise_floor=noise_floor, intervals=intervals)
         return display.plot(ax, **plot_options)
 
     def plot(self, ax: Axes | None = None, *, name: str = "accuracy in bin") -> "ReliabilityDisplay":

@@ -126,7 +126,18 @@ class Evaluation:
                 else f"{percent(row['coverage'])} ({interval(row['low'], row['high'])})"
             )
             lines.append(f"  {row['name']:<12}{row['n']:>6}   {found}")
-        return "\n".join([*lines, "", self.headline])
+        return "\n".join([*lines, "", " ".join([self.headline, *unchecked(self)])])
+
+
+def unchecked(evaluation: Evaluation) -> list[str]:
+    """The sentence that is due where the model knows no image of its own, and the data set is another."""
+    data = evaluation.figures["data"]
+    if data["checked_unseen"] or not data["external"]:
+        return []
+    return [
+        f"It could not be checked whether images of {data['dataset']} were trained on: a model file names none of its "
+        "images. If some were, these figures are too good."
+    ]
 
 
 def evaluate(
@@ -223,6 +234,8 @@ def evaluate(
     labels = np.array([classes.index(label) for label in usable.labels.tolist()], dtype=int)
     proba = classifier.head_.predict_proba(embeddings)
     units = usable.groups(unit)
+    has_lesions = "lesion_id" in usable.frame and usable.frame["lesion_id"].notna().any()
+    lesions = usable.groups("lesion") if has_lesions else units
     columns = group_columns(usable.frame, [c for c in group_by if given is None or c != classifier.group_by])
     by_level, notes = _sets(classifier, embeddings, sorted({*levels, level}), given)
     n_calibration = classifier.conformal_.n_calibration_
@@ -231,7 +244,7 @@ def evaluate(
         "model": _model(classifier, level),
         "data": _data(classifier, dataset, mapped, unit, len(kept), len(sample), random_state),
         "refused": [{"image": _name(mapped, i), "reason": _reason(mapped, i, refusals[i])} for i in sorted(refusals)],
-        "probabilities": probability_figures(proba, labels, units, n_resamples, random_state),
+        "probabilities": probability_figures(proba, labels, units, lesions, n_resamples, random_state),
         "classes": metrics.class_table(proba, labels, classes=classes).to_dict("records"),
         "sets": {
             f"{value:g}": {"notes": notes[value]}
@@ -348,6 +361,7 @@ def _data(
         "fingerprint": dataset.fingerprint,
         "synthetic": dataset.synthetic,
         "external": calibrated_on is not None and calibrated_on != dataset.name,
+        "checked_unseen": bool(classifier._seen),
         "label_map": dict(pairs),
         "unit": unit,
         "n_given": len(dataset),

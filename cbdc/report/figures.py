@@ -54,9 +54,14 @@ def group_columns(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, np.nda
 
 
 def probability_figures(
-    proba: np.ndarray, labels: np.ndarray, units: np.ndarray, n_resamples: int, random_state: int | None
+    proba: np.ndarray,
+    labels: np.ndarray,
+    units: np.ndarray,
+    lesions: np.ndarray,
+    n_resamples: int,
+    random_state: int | None,
 ) -> dict[str, Any]:
-    """Figures over all images; intervals from the units."""
+    """Figures over all images; intervals from the units, the noise of the calibration error from the lesions."""
     right = proba.argmax(axis=1) == labels
     measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
         "balanced_accuracy": metrics.balanced_accuracy,
@@ -74,7 +79,7 @@ def probability_figures(
     # no bootstrap interval: resampling adds the very noise that these errors are biased by; the floor says more
     for name, error in [("ece", metrics.expected_calibration_error), ("classwise_ece", metrics.classwise_ece)]:
         figures[name] = {"value": error(proba, labels, _N_BINS), "low": None, "high": None}
-    floor = metrics.ece_noise_floor(proba, _N_BINS, units=units, quantile=_PROBABILITY, random_state=random_state)
+    floor = metrics.ece_noise_floor(proba, _N_BINS, units=lesions, quantile=_PROBABILITY, random_state=random_state)
     figures = {name: figures[name] for name in TITLES}
     return {**figures, "ece_noise_mean": floor[0], "ece_noise_floor": floor[1], "n": len(labels), "n_bins": _N_BINS}
 

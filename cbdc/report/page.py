@@ -15,7 +15,7 @@ from ..plots import (
     SetSizeDisplay,
 )
 from .cases import card, class_rows
-from .evaluation import Evaluation
+from .evaluation import Evaluation, unchecked
 from .figures import GUARANTEED, TITLES, interval, number, percent
 from .markup import Html, facts, join, page, svg, table, tag, thumbnails
 
@@ -99,6 +99,7 @@ def _notices(e: Evaluation) -> Html | None:
             "Lesions, cameras or case mix may differ, so exchangeability is not given and nothing is "
             "guaranteed here. The expected bands show what coverage would have been without that change."
         )
+        notes += unchecked(e)
     if data["label_map"]:
         pairs = ", ".join(f"{old} to {new}" for old, new in data["label_map"].items())
         notes.append(f"The labels of this data set were mapped to those of the model: {pairs}.")
@@ -305,8 +306,8 @@ def _set_plots(e: Evaluation) -> Html:
 
 
 def _probability_plots(e: Evaluation) -> Html:
-    seed = e.figures["data"]["random_state"]
-    reliability = ReliabilityDisplay.from_predictions(e.proba, e.labels, units=e.units, random_state=seed)
+    floor = e.figures["probabilities"]["ece_noise_floor"]
+    reliability = ReliabilityDisplay.from_predictions(e.proba, e.labels, units=e.units, noise_floor=floor)
     return _plots(
         svg(
             reliability,

@@ -78,7 +78,10 @@ def _counterpart(label: str, tree: Taxonomy, target: str) -> str | None:
     if target == "isic2020":
         return None if malignant is None else "malignant" if malignant else "benign"
     allowed = sorted(to for source, to in _LABEL_MAPS if source == tree.name)
-    raise DatasetError(f"no label map from {tree.name!r} to {target!r}{suggestion(target, [*allowed, 'isic2020'])}.")
+    raise DatasetError(
+        f"no label map from {tree.name!r} to {target!r}{suggestion(target, [*allowed, 'isic2020'])}. Fix: give your "
+        "own, dataset.relabel({'old label': 'new label', ...})."
+    )
 
 
 def _tree(
