@@ -28,9 +28,9 @@ from experiments.splits import over_splits, shown
 LEVEL = 0.9
 SPLITS = {"ham10000": 10, "ph2": 30, "pad_ufes_20": 30}
 HEADS = {"laplace": ("laplace", 0), "dropout": ("dropout", 0), "dropout again": ("dropout", 1000), "gp": ("gp", 0)}
-POOLS = {  # differences are from the first
-    "laplace + dropout + gp": ("laplace", "dropout", "gp"),
-    "laplace + dropout + gp, geometric": ("laplace", "dropout", "gp"),
+POOLS = {  # differences are from the first, which is the default head
+    "dropout twice + gp": ("dropout", "dropout again", "gp"),
+    "dropout twice + gp, geometric": ("dropout", "dropout again", "gp"),
     "laplace": ("laplace",),
     "dropout": ("dropout",),
     "gp": ("gp",),
@@ -39,8 +39,8 @@ POOLS = {  # differences are from the first
     "dropout + gp": ("dropout", "gp"),
     "dropout twice": ("dropout", "dropout again"),
     "laplace + dropout twice": ("laplace", "dropout", "dropout again"),
-    "dropout twice + gp": ("dropout", "dropout again", "gp"),
-    "dropout twice + gp, geometric": ("dropout", "dropout again", "gp"),
+    "laplace + dropout + gp": ("laplace", "dropout", "gp"),
+    "laplace + dropout + gp, geometric": ("laplace", "dropout", "gp"),
     "laplace + dropout twice + gp": ("laplace", "dropout", "dropout again", "gp"),
 }
 FIGURES = {
