@@ -1,10 +1,10 @@
 """Claim: on frozen EfficientNet-Lite0 embeddings the Laplace head is no worse than tuned logistic regression, and the
 coverage of its prediction sets lies where the exact law says.
 
-HAM10000 is split 60/20/20 by lesion. Discrimination and calibration are compared over `--seeds` splits; coverage is
-counted over `--splits` splits with one image of each lesion in calibration and test, beside the exact Beta-binomial
-band. PH2, whole, is the external test: its common and atypical nevi count as nv, its melanomas as mel; its sets are
-calibrated on one image of each lesion of HAM10000.
+HAM10000 is split 60/20/20 by lesion. Discrimination, calibration and set sizes are compared over `--seeds` splits, on
+all test images; coverage is counted over `--splits` splits with one image of each lesion in the test part too, beside
+the exact Beta-binomial band. PH2, whole, is the external test: its common and atypical nevi count as nv, its melanomas
+as mel. Sets are calibrated on one image of each lesion of HAM10000, as `CBDCClassifier` does.
 
     python -m experiments.frozen_backbone --root DATA --cache .cache --out experiments/results/frozen_backbone.json
 """
@@ -133,7 +133,7 @@ class Run:
         }
         for name, condition in CONDITIONS.items():
             conformal = ConformalClassifier(model, prefit=True, condition_on=condition, confidence_level=LEVEL)
-            conformal.fit(self.embeddings[1], self.codes[1]).conformalize(self.embeddings[1], self.codes[1])
+            conformal.conformalize(*self.one_per_unit(1))
             found[f"set_size_{name}"] = conformal.predict_set(self.embeddings[2]).sum(axis=1).mean()
         return {key: float(value) for key, value in found.items()}
 
