@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .diagnosis import Diagnosis, diagnose_batch
 from .errors import DatasetError, LeakageError, LeakageWarning, ParameterError
 from .heads import BayesianHead, LinearPool
 from .images import LesionImage
+from .metrics import exact_level
 from .parts import embedders_of, fine_tuners_of, fitted_on_held_out, head_of, tuning_record
 from .saving import load_classifier, save_classifier
 
@@ -231,6 +233,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
             If fine-tuning finds a class without a second lesion to hold out.
         """
         images, labels = _images_and_labels(X, y)
+        if isinstance(self.confidence_level, Real):
+            exact_level(self.confidence_level)
         self._make_conformal(None)._validate_params()  # a slip is told now, not after the embedding
         if self.group_by is not None and not self._is_groupwise(self.condition_on):
             raise ParameterError(
@@ -326,6 +330,8 @@ class CBDCClassifier(ClassifierMixin, BaseEstimator):
         elif unit not in (None, "image"):
             raise ParameterError(f"unit={unit!r} needs a LesionDataset, which knows it; got {type(X).__name__}.")
         images, labels = _images_and_labels(X, y)
+        if not len(labels):
+            raise ParameterError("X: got no calibration images; give at least one, and some ten of each diagnosis.")
         embeddings = self.embedder_.transform(images)
         self._warn_of_trained(embeddings)
         conformal = self._make_conformal(self.head_).fit(embeddings, labels)

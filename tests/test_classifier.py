@@ -134,6 +134,13 @@ def test_images_of_training_are_known_by_their_embeddings(n_copies, parts, cache
         clf.conformalize([image.copy() for image in train.images], train.labels)
 
 
+def test_a_level_in_percent_and_an_empty_calibration_are_told(parts, fitted, cache):
+    with pytest.raises(ParameterError, match=r"confidence_level: got 95; expected a number strictly between 0 and 1"):
+        CBDCClassifier(confidence_level=95, cache_dir=cache).fit(parts[0])
+    with pytest.raises(ParameterError, match="no calibration images"):
+        copy.copy(fitted).conformalize([], [])
+
+
 def test_labels_beside_a_data_set_are_refused(parts, fitted, cache):
     train, calibration, test = parts
     for call in (
