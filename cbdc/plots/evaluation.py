@@ -127,7 +127,7 @@ class ReliabilityDisplay(Display):
         title = None if self.ece is None else f"ECE {self.ece:.3f}{floor}"
         ax.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel="confidence (largest probability)", ylabel="accuracy")
         style = {"fontsize": "small", "title_fontsize": "small", "alignment": "left", "frameon": False}
-        ax.legend(loc="upper left", title=title, **style)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, title=title, **style)
         return self
 
 
@@ -333,7 +333,7 @@ class SetSizeDisplay(Display):
         ax.bar(sizes, self.counts - missed, color=COLORS["observed"], label=names[0])
         if self.missed is not None:
             ax.bar(sizes, missed, bottom=self.counts - missed, color=COLORS["missed"], label=names[1])
-            ax.legend(loc="upper right", fontsize="small", frameon=False)
+            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False)
         for size, count in zip(sizes, self.counts):
             text = f"{100 * count / total:.0f}%" if count else "0"
             ax.annotate(text, (size, count), (0, 2), textcoords="offset points", ha="center", fontsize=8)
