@@ -48,6 +48,7 @@ benchmarks: $(STAMP)
 	$(PY) -m pip install --quiet -e '.[benchmark]'
 	$(PY) benchmarks/conformal.py
 	$(PY) benchmarks/embed.py
+	$(PY) benchmarks/diagnose.py
 	$(PY) benchmarks/topology.py
 	$(PY) benchmarks/topology_memory.py
 	$(PY) benchmarks/heads.py
