@@ -307,6 +307,8 @@ def test_labels_allowed_may_be_a_list(labels, tmp_path):
     assert load_dataset("csv", root, taxonomy=labels).classes == ("x", "y", "z")
     with pytest.raises(DatasetError, match="unknown label in 2 rows"):
         load_dataset("csv", root, taxonomy=["x", "z"])
+    with pytest.raises(DatasetError, match="expected the labels allowed"):
+        load_dataset("csv", root, taxonomy="xy")
 
 
 def test_what_windows_leaves_in_a_folder_is_no_image(tmp_path):

@@ -85,6 +85,8 @@ def load_dataset(
     if not root.is_dir():
         raise DatasetError(f"{name}: root {str(root)!r} is no folder. Fix: give the folder that holds the data set.")
     reader = DATASETS[key]
+    if isinstance(options.get("taxonomy"), str):
+        raise DatasetError(f"{name}: taxonomy={options['taxonomy']!r}; expected the labels allowed, or a Taxonomy.")
     if not isinstance(options.get("taxonomy"), Taxonomy | None):
         options["taxonomy"] = Taxonomy.flat(sorted({str(label) for label in options["taxonomy"]}), name=key)
     allowed = list(inspect.signature(reader).parameters)[1:]
