@@ -64,7 +64,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     with pytest.raises(DatasetError) as error:
         load_dataset("csv", csv_root(tmp_path, "image,label,age\n" + rows + "a.jpg,=2,1\n"))
     text = str(error.value)
-    assert "\n- column 'age': no number from 0 to 130 in 9 rows: 2, 3, 4, 5, 6, ... (first: 'young', 'young'" in text
+    assert "\n- column 'age': no number from 0 to 130 in 9 rows: 2, 3, 4, 5, 6, ... (first: 'young'" in text
     assert (
         "\n- column 'image': no image file in 9 rows: 2, 3, 4, 5, 6, ... (first: 'x0.jpg', 'x1.jpg', 'x2.jpg')" in text
     )
@@ -201,8 +201,8 @@ def test_fitzpatrick_label_in_two_groups(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.jpg": None}, "1 files are no image of a class"),
-        ({"mel/notes.txt": "", "mel/a.jpg": None}, r"1 files are no image of a class \(first: 'mel/notes.txt'\)"),
+        ({"a.jpg": None}, "1 file is no image of a class"),
+        ({"mel/notes.txt": "", "mel/a.jpg": None}, r"1 file is no image of a class \(first: 'mel/notes.txt'\)"),
         ({"mel/.keep": ""}, "no image in any subfolder"),
         ({"=mel/a.jpg": None}, "a formula"),
     ],
