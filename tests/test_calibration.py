@@ -23,6 +23,7 @@ from cbdc import ConformalClassifier, LaplaceHead
 from cbdc import metrics as m
 from cbdc.errors import ParameterError
 from cbdc.heads import TemperatureScaling, VectorScaling, VennAbersCalibrator
+from cbdc.heads._base import entropy_of
 from cbdc.heads.venn_abers import venn_abers
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "theory"))
@@ -364,3 +365,9 @@ Z_GOOD, Y_GOOD = cases(np.random.default_rng(0))
 def test_bad_inputs_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_entropy_counts_a_probability_of_zero_for_nothing():
+    with np.errstate(divide="ignore"):
+        found = entropy_of(np.log(np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])))
+    np.testing.assert_allclose(found, [0, np.log(2)])

@@ -346,3 +346,14 @@ def test_edges(covariance):
 
 def test_head_by_name():
     assert type(make_head("linearized_laplace", max_iter=3)) is LinearizedLaplaceHead
+
+
+def test_a_row_of_weight_two_is_two_rows_and_training_does_not_magnify_their_rounding():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 5)), np.arange(40) % 3
+    weights, order = rng.integers(1, 4, 40), rng.permutation(40)
+    weighted = LinearizedLaplaceHead().fit(X, y, sample_weight=weights)
+    repeated = LinearizedLaplaceHead().fit(
+        np.repeat(X[order], weights[order], axis=0), np.repeat(y[order], weights[order])
+    )
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), rtol=1e-6)

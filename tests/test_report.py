@@ -178,6 +178,8 @@ def test_intervals_count_units_and_not_copies():
         assert many[name] == pytest.approx(once[name])
         assert once[name]["low"] < once[name]["value"] < once[name]["high"]
     assert many["ece_noise_floor"] == pytest.approx(once["ece_noise_floor"])
+    floor = metrics.ece_noise_floor(proba, units=np.arange(60), quantile=0.95, random_state=0)
+    assert (once["ece_noise_mean"], once["ece_noise_floor"]) == floor  # of lesions, not of patients
     assert many["accuracy"]["high"] - many["accuracy"]["low"] > 0.95 * (
         once["accuracy"]["high"] - once["accuracy"]["low"]
     )
