@@ -37,7 +37,7 @@ from cbdc import metrics as m
 from cbdc.heads import HEADS, TemperatureScaling, make_head
 from experiments.embedded import Embedded
 from experiments.record import write_results
-from experiments.splits import over_splits, shown
+from experiments.splits import over_splits, table
 
 LEVEL = 0.9
 FIRST = 30  # split; on those before it the default was chosen
@@ -79,8 +79,8 @@ def main() -> None:
                     print(key, json.dumps(cells[key]), flush=True)
                     results = {"cells": cells, "summary": summary(cells)}
                     write_results(arguments.out, results, command=command, data=sets.values())
-    for page, table in tables({"summary": summary(cells)}).items():
-        print(f"{page}\n\n{table}\n")
+    for page, text in tables({"summary": summary(cells)}).items():
+        print(f"{page}\n\n{text}\n")
 
 
 def figures(
@@ -277,13 +277,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         figures = dict(FIGURES)
         if "ood_entropy" in models.get("laplace", {}):
             figures |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
-        rows = [
-            f"| `{model}` | " + " | ".join(shown(of.get(figure), DIGITS.get(figure, 3)) for figure in figures) + " |"
-            for model, of in models.items()
-        ]
-        parts.append(
-            "\n".join([f"| {name} | {' | '.join(figures.values())} |", "|---" * (len(figures) + 1) + "|", *rows])
-        )
+        parts.append(table(name, figures, {f"`{model}`": of for model, of in models.items()}, DIGITS))
     columns = results["summary"]
     rows = [
         f"| `{model}` | " + " | ".join(_verdict(models, model) for models in columns.values()) + " |"

@@ -23,7 +23,7 @@ from cbdc import metrics as m
 from cbdc.heads import make_head
 from experiments.embedded import Embedded
 from experiments.record import write_results
-from experiments.splits import over_splits, shown
+from experiments.splits import over_splits, table
 
 LEVEL = 0.9
 SPLITS = {"ham10000": 10, "ph2": 30, "pad_ufes_20": 30}
@@ -76,8 +76,8 @@ def main() -> None:
         print(name, flush=True)
         command = "python -m experiments.pools" + (" --quick" if arguments.quick else " --root DATA")
         write_results(arguments.out, {"sets": results}, command=command, data=sets.values())
-    for page, table in tables({"sets": results}).items():
-        print(f"{page}\n\n{table}\n")
+    for page, text in tables({"sets": results}).items():
+        print(f"{page}\n\n{text}\n")
 
 
 def figures(data: Embedded, split: int, elsewhere: Embedded | None) -> dict[str, dict[str, float]]:
@@ -149,13 +149,7 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         figures = dict(FIGURES)
         if "ood_entropy" in next(iter(pools.values())):
             figures |= {"ood_entropy": "AUROC, entropy", "ood_information": "AUROC, information"}
-        rows = [
-            f"| {pool} | " + " | ".join(shown(of.get(figure), DIGITS.get(figure, 3)) for figure in figures) + " |"
-            for pool, of in pools.items()
-        ]
-        parts.append(
-            "\n".join([f"| {name} | {' | '.join(figures.values())} |", "|---" * (len(figures) + 1) + "|", *rows])
-        )
+        parts.append(table(name, figures, pools, DIGITS))
     return {"docs/heads.md": "\n\n".join(parts)}
 
 

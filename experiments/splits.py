@@ -1,6 +1,7 @@
 """A figure over several random splits of one data set: its mean, and a standard error that knows that they overlap."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,3 +30,14 @@ def shown(found: dict[str, float] | None, digits: int) -> str:
         return ""
     error = f" ± {found['error']:.{digits}f}" if found["splits"] > 1 else ""
     return f"{found['mean']:.{digits}f}{error}"
+
+
+def table(
+    name: str, figures: Mapping[str, str], rows: Mapping[str, Mapping[str, Any]], digits: Mapping[str, int]
+) -> str:
+    """A row a model, a column a figure; `digits` are three where they are not given."""
+    lines = [
+        f"| {label} | " + " | ".join(shown(of.get(figure), digits.get(figure, 3)) for figure in figures) + " |"
+        for label, of in rows.items()
+    ]
+    return "\n".join([f"| {name} | {' | '.join(figures.values())} |", "|---" * (len(figures) + 1) + "|", *lines])
