@@ -125,6 +125,8 @@ class PooledHead(Mixture):
         ------
         ValueError
             If E holds NaN or infinity, or y fewer than two classes.
+        ParameterError
+            If `heads` are no heads of cbdc.heads, or one of them lacks a parameter that is given.
         """
         self._validate_params()
         heads = [DropoutHead(), DropoutHead(), RandomFeatureGPHead()] if self.heads is None else list(self.heads)

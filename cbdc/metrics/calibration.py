@@ -187,6 +187,9 @@ def ece_noise_floor(
     >>> mean, high = ece_noise_floor(np.full((300, 2), 0.5), random_state=0)
     >>> 0.01 < mean < 0.04 < high < 0.08
     True
+    >>> of_lesions = ece_noise_floor(np.full((300, 2), 0.5), units=np.arange(300) // 3, random_state=0)
+    >>> of_lesions[0] > 1.5 * mean  # three images each: a hundred lesions
+    True
     """
     proba = check_probabilities(proba)
     if units is not None:
